@@ -1,0 +1,2095 @@
+"""Bistro92: a real-time ordering backend for restaurants, whole, in one module.
+
+POS clients post orders over HTTP, kitchen displays get them over WebSocket, dashboards poll. One promise:
+an order that was answered with 201 is never lost, never doubled, and never missing from a screen.
+
+An order's journey, which is also the order of this file:
+
+    request → Route: body read, validated                          9. HTTP plumbing, 10. endpoints
+            → OrderBook.submit: it waits in line                    8. the order book
+            → write_lock: one commit for all that are waiting       4. the transaction decides, 5. storage saves
+            → each caller gets its own answer
+            → Feed: the events, in commit order                     6. the feed
+            → ConnectionManager.broadcast                           7. subscribers: WebSocket · SSE · polling
+
+Each section uses only what stands above it. 1 to 4 do no I/O: settings, problems, the rules of a kitchen, and what
+one commit decides. docs/decisions/ argues why things are as they are; docs/guarantees.md names each promise's test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import logging
+import math
+import re
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Annotated, Any, Final, Literal, NamedTuple, NotRequired
+from urllib.parse import parse_qs, urlencode
+
+import uvicorn
+from databases import Database
+from databases.core import Connection
+from fastapi import FastAPI, Query, Request, WebSocket
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from fastapi.sse import EventSourceResponse, format_sse_event
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, Histogram, generate_latest
+from prometheus_client import Counter as Total
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic_core import from_json, to_json
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+from typing_extensions import TypedDict
+
+logger = logging.getLogger("bistro92")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. Settings and limits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class StartRefused(Exception):
+    """The server must not start. The message is the sentence that its operator reads."""
+
+
+class Settings(BaseSettings):
+    """Read once from `BISTRO92_*` environment variables; the README's table says what each means."""
+
+    model_config = SettingsConfigDict(env_prefix="BISTRO92_", env_ignore_empty=True, frozen=True)
+
+    database_url: Annotated[str, Field(pattern=r"^sqlite://(/.+)?$")] = "sqlite:///bistro92.db"
+    rate_limit: Annotated[int, Field(ge=0)] = 0
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 262_144
+    max_subscribers: Annotated[int, Field(ge=0)] = 5000
+    subscriber_queue_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    event_retention_hours: Annotated[float, Field(gt=0, le=876_000)] = 168
+    allowed_origins: Annotated[str, Field(pattern=r"^(https?://[^/\s*,]+[,\s]*)*$")] = ""
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read the environment. Raises StartRefused with a sentence that names the variable at fault."""
+        try:
+            return cls()
+        except ValidationError as error:
+            fault = error.errors()[0]
+            variable = f"BISTRO92_{fault['loc'][0]}".upper()
+            raise StartRefused(f"{variable} is {fault['input']!r}: {fault['msg']}.") from error
+
+
+# Of the contract
+MAX_LINES: Final = 100  # of an order
+MAX_WAIT_SECONDS: Final = 60  # of a poll
+HEARTBEAT_SECONDS: Final = 20.0
+KEY_RETENTION_HOURS: Final = 72
+
+# Bounds of what is held, in entries or bytes
+MAX_WAITING_WRITES: Final = 10_000
+MAX_BATCH: Final = 250  # writes in one commit: enough to share the disk's cost; the last one doesn't wait long
+GATHER_TURNS: Final = 4  # of the event loop before a commit: who was just answered often asks again
+MAX_FAULTS: Final = 20  # named in one answer
+MAX_PAGES: Final = 100  # of the order list, kept as they were last answered
+PAGE_ROWS: Final = 500  # read at a time where all are streamed
+SOCKET_BYTES: Final = 65_536  # in a socket's own buffer; with more a subscriber is behind
+SUBSCRIBERS_AT_ONCE: Final = 64  # written to before other tasks, such as POSTs, get their turn
+READERS: Final = 2  # connections that read, besides the one that writes
+
+# Bounds of waits, and periods of background work, in seconds
+BUSY_SECONDS: Final = 5.0  # for SQLite's lock, where a foreign process holds it
+BODY_SECONDS: Final = 20.0  # for the body of a request
+SEND_SECONDS: Final = 30.0  # for a peer that doesn't read
+DROP_SECONDS: Final = 10.0  # for the close frame of a dropped subscriber to get through
+STOP_SECONDS: Final = 5.0  # for requests under way once the server was told to stop
+FIRE_PERIOD: Final = 0.5
+HOUSEKEEPING_PERIOD: Final = 60.0
+
+
+def rfc3339(moment: datetime) -> str:
+    """`2026-11-20T18:15:02Z`: UTC, whole seconds, so that text order is time order."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def clock(**ago: float) -> str:
+    """The server's clock as rfc3339, or what it showed `timedelta(**ago)` ago."""
+    return rfc3339(datetime.now(UTC) - timedelta(**ago))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. Problems
+# ---------------------------------------------------------------------------------------------------------------------
+
+CODES: Final = {
+    "malformed_json": (400, "The body is not JSON"),
+    "forbidden_origin": (403, "This web origin may not do that"),
+    "not_found": (404, "Nothing is here"),
+    "order_not_found": (404, "There is no such order"),
+    "line_not_found": (404, "The order has no such line"),
+    "method_not_allowed": (405, "The method is not allowed here"),
+    "invalid_transition": (409, "The order cannot change like that"),
+    "order_closed": (409, "The order is closed"),
+    "not_scheduled": (409, "The order is no longer scheduled"),
+    "duplicate_order": (409, "This order of the POS exists already"),
+    "cursor_lost": (410, "The cursor cannot be resumed"),
+    "version_mismatch": (412, "The order has changed meanwhile"),
+    "body_too_large": (413, "The request is too large"),
+    "invalid_request": (422, "The request is not valid"),
+    "idempotency_mismatch": (422, "The idempotency key was used for another request"),
+    "rate_limited": (429, "Too many writes"),
+    "internal_error": (500, "The server made a mistake"),
+    "overloaded": (503, "Too many writes are waiting"),
+    "storage_unavailable": (503, "The database cannot take this now"),
+    "too_many_subscribers": (503, "Too many subscribers"),
+}
+"""Every `code` an answer can carry, with its status and title (RFC 9457). Codes are stable, titles may change."""
+
+RETRY: Final = (b"retry-after", b"1")
+CLOSE: Final = (b"connection", b"close")
+
+
+class Fault(TypedDict):
+    """One field at fault: a JSON pointer into the request, and a sentence."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemDetails(TypedDict):
+    """RFC 9457, as `application/problem+json`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: NotRequired[list[Fault]]
+    order: NotRequired[Order]
+
+
+class Answer:
+    """A whole response as bytes, ready to send: an ASGI app, lighter than Starlette's Response."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, body: bytes, *headers: tuple[bytes, bytes], media: bytes = b"application/json"):
+        self.status, self.body, self.headers = status, body, list(headers)
+        if body:
+            self.headers += [(b"content-type", media), (b"content-length", b"%d" % len(body))]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+class Problem(Exception):
+    """A request that is refused or can't be served: the one error type that becomes an answer.
+
+    `code` is a key of CODES, `detail` a sentence for a person; `order` is the current order, where that helps.
+    """
+
+    def __init__(self, code: str, detail: str, *headers: tuple[bytes, bytes], errors: Sequence[Fault] = ()):
+        super().__init__(detail)
+        self.code, self.headers, self.errors = code, headers, errors
+        self.order: Order | None = None
+
+    def answer(self) -> Answer:
+        status, title = CODES[self.code]
+        kind = f"urn:bistro92:problem:{self.code}"
+        details = ProblemDetails(type=kind, title=title, status=status, detail=str(self), code=self.code)
+        if self.errors:
+            details["errors"] = list(self.errors)
+        if self.order:
+            details["order"] = self.order
+        return Answer(status, to_json(details), *self.headers, media=b"application/problem+json")
+
+    @classmethod
+    def of(cls, error: ValidationError) -> Problem:
+        """What pydantic found: a body that isn't JSON, or each field at fault with its pointer."""
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_FAULTS]
+        if found[0]["type"] == "json_invalid":
+            return cls("malformed_json", f"{found[0]['msg']}.")
+        paths = [[str(part).replace("~", "~0").replace("/", "~1") for part in fault["loc"]] for fault in found]
+        faults = [
+            Fault(pointer="".join(f"/{part}" for part in path), detail=fault["msg"])
+            for path, fault in zip(paths, found, strict=True)
+        ]
+        return cls("invalid_request", f"{faults[0]['pointer'] or 'The body'}: {faults[0]['detail']}.", errors=faults)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. Orders and their rules
+# ---------------------------------------------------------------------------------------------------------------------
+
+RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def moment(text: str) -> str:
+    """An RFC 3339 time with its offset, as rfc3339() writes it. Raises ValueError."""
+    if not RFC3339.fullmatch(text):
+        raise ValueError("expected a time with its offset, such as 2026-11-20T18:15:02Z")
+    try:
+        return rfc3339(datetime.fromisoformat(text.upper()))
+    except OverflowError as error:
+        raise ValueError("the time is out of range") from error
+
+
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # NUL is refused: databases end texts there
+Name = Annotated[Text, Field(min_length=1, max_length=120)]
+Table = Annotated[Text, Field(min_length=1, max_length=64)]
+Note = Annotated[Text, Field(max_length=280)]
+Station = Annotated[Text, Field(min_length=1, max_length=32)]
+Source = Annotated[Text, Field(min_length=1, max_length=64)]
+ExternalId = Annotated[Text, Field(min_length=1, max_length=128)]
+Moment = Annotated[str, AfterValidator(moment), WithJsonSchema({"type": "string", "format": "date-time"})]
+Status = Literal["scheduled", "received", "preparing", "ready", "completed", "cancelled"]
+LineStatus = Literal["pending", "ready", "voided"]
+Priority = Literal["normal", "rush"]
+STRICT: Final = ConfigDict(extra="forbid", strict=True)
+
+
+class NewLine(TypedDict):
+    """A line of an order as a POS client sends it."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    name: Name
+    quantity: Annotated[int, Field(ge=1, le=999)]
+    note: NotRequired[Note]
+    station: NotRequired[Station]
+
+
+Lines = Annotated[list[NewLine], Field(min_length=1, max_length=MAX_LINES)]
+
+
+class NewOrder(TypedDict):
+    """An order as a POS client posts it."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    table: Table
+    items: Lines
+    note: NotRequired[Note]
+    priority: NotRequired[Priority]
+    fire_at: NotRequired[Moment]
+    source: NotRequired[Source]
+    external_id: NotRequired[ExternalId]
+
+
+class MoreLines(TypedDict):
+    """Lines to append to an order."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    items: Lines
+
+
+class Amendment(TypedDict, total=False):
+    """What may be changed of an order; `"note": null` takes the note away."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    status: Status
+    table: Table
+    note: Note | None
+    priority: Priority
+    fire_at: Moment
+
+
+class LineChange(TypedDict):
+    """What may be changed of a line."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    status: LineStatus
+
+
+class Cancellation(TypedDict, total=False):
+    """Why an order is cancelled."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    reason: Note
+
+
+class Line(NewLine):
+    """A line as the server keeps it; its identity is its place. Without `status` it is pending."""
+
+    status: NotRequired[Literal["ready", "voided"]]
+
+
+class Order(TypedDict):
+    """An order as every answer and event shows it. Optional fields are there only when set.
+
+    A stamp (`…_at`) says when the order entered a state; a state that was skipped or taken back has none. An order
+    that was scheduled has `fired_at`, when it entered the kitchen.
+    """
+
+    id: int
+    table: str
+    items: list[Line]
+    note: NotRequired[str]
+    priority: NotRequired[Priority]
+    fire_at: NotRequired[str]
+    source: NotRequired[str]
+    external_id: NotRequired[str]
+    created_at: str
+    status: Status
+    version: int
+    updated_at: str
+    fired_at: NotRequired[str]
+    started_at: NotRequired[str]
+    ready_at: NotRequired[str]
+    completed_at: NotRequired[str]
+    cancelled_at: NotRequired[str]
+    cancel_reason: NotRequired[str]
+
+
+NEXT: Final[dict[Status, tuple[Status, ...]]] = {
+    "scheduled": ("received", "preparing", "ready", "completed", "cancelled"),
+    "received": ("preparing", "ready", "completed", "cancelled"),
+    "preparing": ("ready", "completed", "cancelled"),
+    "ready": ("preparing", "completed", "cancelled"),  # back to preparing is a recall
+    "completed": ("preparing",),
+    "cancelled": (),
+}
+STAMP: Final = {"ready": "ready_at", "completed": "completed_at", "cancelled": "cancelled_at"}
+OPEN: Final = ("received", "preparing", "ready")  # current orders: what is on the kitchen's board
+CLOSED: Final = ("completed", "cancelled")  # their lines don't change
+
+Rule = Callable[[Any, str], Order]
+"""Decides a write: (the order as it stands, or None for a new one; now) → the order as it will be.
+
+Rules are pure: they return the same object where nothing changes (a double tap), a new one where something does, and
+raise Problem to refuse. `id`, `version` and `updated_at` are the transaction's to fill in.
+"""
+
+
+def place(_: None, now: str, new: NewOrder) -> Order:
+    """A POS posts an order. A `fire_at` that isn't in the future means now."""
+    status = "scheduled" if new.get("fire_at", "") > now else "received"
+    order: Any = {"id": 0, **new, "created_at": now, "status": status, "version": 0, "updated_at": now}
+    return order  # type: ignore[no-any-return]
+
+
+def move(order: Order, now: str, to: Status) -> Order:
+    """An order is moved forward, recalled or cancelled."""
+    if to == order["status"]:
+        return order
+    if to not in NEXT[order["status"]]:
+        raise Problem("invalid_transition", f"An order that is {order['status']} cannot become {to}.")
+    return _enter(_draft(order), now, to)
+
+
+def amend(order: Order, now: str, amendment: Amendment) -> Order:
+    """Table, note, priority or time are changed, and then the state."""
+    to = amendment.get("status")
+    changed: dict[str, Any] = {
+        name: value for name, value in amendment.items() if name != "status" and order.get(name) != value
+    }
+    after = order
+    if changed:
+        if order["status"] == "cancelled":
+            raise Problem("order_closed", "The order is cancelled.")
+        if "fire_at" in changed and order["status"] != "scheduled":
+            raise Problem("not_scheduled", f"The order is {order['status']}; its time can no longer change.")
+        after = _draft(order, **changed)
+        if after.get("note", "") is None:
+            del after["note"]
+        if "fire_at" in changed and changed["fire_at"] <= now:
+            after = move(after, now, "received")
+    return move(after, now, to) if to else after
+
+
+def append_lines(order: Order, now: str, lines: list[NewLine]) -> Order:
+    """The guests order more: a ready order goes back to preparing."""
+    _refuse_closed(order)
+    if len(order["items"]) + len(lines) > MAX_LINES:
+        fault = Fault(pointer="/items", detail=f"the order has {len(order['items'])} lines and may have {MAX_LINES}")
+        raise Problem("invalid_request", f"An order has at most {MAX_LINES} lines.", errors=[fault])
+    after = _draft(order, items=[*order["items"], *lines])
+    return _enter(after, now, "preparing") if order["status"] == "ready" else after
+
+
+def mark_line(order: Order, now: str, line: int, to: LineStatus) -> Order:
+    """A cook strikes a line, takes that back, or voids it; the order follows its lines."""
+    if not 1 <= line <= len(order["items"]):
+        raise Problem("line_not_found", f"Order {order['id']} has lines 1 to {len(order['items'])}.")
+    if order["items"][line - 1].get("status", "pending") == to:
+        return order
+    _refuse_closed(order)
+    after = _draft(order)
+    marked: Any = after["items"][line - 1]
+    marked["status"] = to
+    if to == "pending":
+        del marked["status"]
+    left = [each.get("status") for each in after["items"] if each.get("status") != "voided"]
+    if to == "ready" and order["status"] == "received":
+        _enter(after, now, "preparing")
+    if not left:
+        _enter(after, now, "cancelled")
+    elif all(left) and after["status"] != "ready":
+        _enter(after, now, "ready")
+    elif not all(left) and after["status"] == "ready":
+        _enter(after, now, "preparing")
+    return after
+
+
+def cancel(order: Order, now: str, reason: str | None) -> Order:
+    """The order is cancelled; it stays on record."""
+    after = move(order, now, "cancelled")
+    if reason and after is not order:
+        after["cancel_reason"] = reason
+    return after
+
+
+def fire(order: Order, now: str) -> Order:
+    """The time of a scheduled order has come, unless it was moved or cancelled meanwhile."""
+    return move(order, now, "received") if order["status"] == "scheduled" and order["fire_at"] <= now else order
+
+
+def _refuse_closed(order: Order) -> None:
+    if order["status"] in CLOSED:
+        raise Problem("order_closed", f"The order is {order['status']}; its lines don't change any more.")
+
+
+def _draft(order: Order, **changed: Any) -> Order:
+    draft: Any = {**order, "items": [{**line} for line in order["items"]], **changed}
+    return draft  # type: ignore[no-any-return]
+
+
+def _enter(draft: Any, now: str, status: Status) -> Order:
+    """Put a draft into a state, with all that this brings about."""
+    if draft["status"] == "scheduled" and status != "cancelled":
+        draft["fired_at"] = now
+    draft["status"] = status
+    if status == "preparing":
+        draft.pop("ready_at", None)
+        draft.pop("completed_at", None)
+        draft.setdefault("started_at", now)
+    elif status in STAMP:
+        draft[STAMP[status]] = now
+    if status == "ready":
+        for line in draft["items"]:
+            line.setdefault("status", "ready")
+    return draft  # type: ignore[no-any-return]
+
+
+def stations_of(order: Order) -> frozenset[str]:
+    """The stations an order has a line for. They only grow in number: lines are never removed."""
+    return frozenset(line["station"] for line in order["items"] if "station" in line)
+
+
+def still_to_cook(order: Order) -> list[tuple[str, int]]:
+    """What an order adds to the all-day count, as (name, quantity): its pending lines, while it is open."""
+    pending = [line for line in order["items"] if "status" not in line] if order["status"] in OPEN else []
+    return [(line["name"], line["quantity"]) for line in pending]
+
+
+def differences(before: Order, after: Order) -> dict[str, list[Any]]:
+    """What changed, for the audit trail: JSON pointer → [before, after], None where it was or is absent."""
+
+    def flat(order: Order) -> dict[str, Any]:
+        skipped = {"items", "version", "updated_at"}
+        flattened = {f"/{name}": value for name, value in order.items() if name not in skipped}
+        for place, line in enumerate(order["items"]):
+            flattened |= {f"/items/{place}/{name}": value for name, value in line.items()}
+        return flattened
+
+    old, new = flat(before), flat(after)
+    return {at: [old.get(at), new.get(at)] for at in {**old, **new} if old.get(at) != new.get(at)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4. The transaction
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """An idempotency key as one credential used it, and a hash of the request that it came with."""
+
+    credential: str
+    name: str
+    fingerprint: str
+
+
+class Outcome(NamedTuple):
+    """What a committed write comes to. `body` is the order as JSON, the very bytes that its event carries."""
+
+    status: int
+    body: bytes
+    order_id: int
+    version: int
+    replayed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """One change that waits to be committed, and the future that tells its caller."""
+
+    rule: Rule
+    done: asyncio.Future[Outcome]
+    status: int = 200  # what the caller is answered
+    order_id: int | None = None  # the order to change; None for a new one
+    key: Key | None = None
+    if_match: frozenset[str] | None = None  # the versions that the caller accepts; None for any
+    external: tuple[str, str] | None = None  # a new order's (source, external_id), unique
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The one row that every commit moves on: it gives ids, and `seq` without gaps, in commit order."""
+
+    epoch: str
+    seq: int
+    last_order_id: int
+    counts: dict[str, int]  # orders in each state
+
+
+class Recalled(NamedTuple):
+    """What the database holds of the things that some writes name."""
+
+    ledger: Ledger
+    orders: dict[int, Order]
+    keys: dict[tuple[str, str], tuple[str, Outcome]]  # (credential, name) → (fingerprint, what it was answered)
+    externals: dict[tuple[str, str], int]  # (source, external_id) → the order's id
+
+
+class Event:
+    """One entry of the log, with what a screen needs of it; serialized once, for all who get it."""
+
+    __slots__ = (
+        "body", "cooking", "cursor", "end", "entered_at", "json", "kind", "open", "order_id", "seq", "stations",
+    )  # fmt: skip
+
+    def __init__(self, seq: int, kind: str, order: Order, body: bytes, epoch: str):
+        self.seq, self.kind, self.body = seq, kind, body
+        self.order_id = order["id"]
+        self.open = order["status"] in OPEN
+        self.entered_at = order.get("fired_at", order["created_at"])
+        self.stations = stations_of(order)
+        self.cooking = still_to_cook(order)
+        self.cursor = make_cursor(epoch, seq)
+        self.json = b'{"type":"%b","order":%b,"cursor":"%b"}' % (kind.encode(), body, self.cursor.encode())
+        self.end = 0  # bytes that the feed has carried up to here; counted by the feed
+
+
+def make_cursor(epoch: str, seq: int) -> str:
+    """A place in the log, opaque to clients: which history, and the last event seen of it."""
+    return f"{epoch}-{seq}"
+
+
+def read_cursor(cursor: str, epoch: str) -> int | None:
+    """The `seq` of a cursor; None where it is no cursor, or one of another history."""
+    found = re.fullmatch(r"([0-9a-f]{12})-(0|[1-9][0-9]{0,17})", cursor)
+    return int(found[2]) if found and found[1] == epoch else None
+
+
+def text_frame(payload: bytes) -> bytes:
+    """An unmasked, whole, uncompressed text frame (RFC 6455, section 5.2).
+
+    It is legal on every connection: where permessage-deflate was negotiated, a clear RSV1 bit says "not compressed".
+    """
+    size = len(payload)
+    if size < 126:
+        return b"\x81%c%b" % (size, payload)
+    if size < 65_536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
+
+
+def close_frame(code: int, reason: bytes) -> bytes:
+    """A close frame (RFC 6455, section 5.5.1) with a short reason."""
+    return b"\x88%c%b%b" % (2 + len(reason), code.to_bytes(2, "big"), reason)
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One group commit in memory: applies writes, one after the other, to what was recalled; keeps what to save."""
+
+    recalled: Recalled
+    now: str
+    events: list[Event] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)  # what `commit_batch` saves, a JSON object each
+
+    def apply(self, write: Write) -> Outcome:
+        """Decide one write. Raises Problem where it is refused, and then leaves no trace."""
+        key = write.key
+        if key and (stored := self.recalled.keys.get(key[:2])):
+            fingerprint, outcome = stored
+            if fingerprint != key.fingerprint:
+                raise Problem("idempotency_mismatch", "This Idempotency-Key came with another request before.")
+            return outcome._replace(replayed=True)
+        before = self._find(write)
+        try:
+            after = write.rule(before, self.now)
+        except Problem as refusal:
+            refusal.order = before
+            raise
+        if after is before:
+            outcome = Outcome(write.status, to_json(after), after["id"], after["version"])
+            if key:
+                self._record(b"null", "", b"{}", frozenset(), outcome, key)
+        else:
+            outcome = self._save(before, after, write)
+        if key:
+            self.recalled.keys[key[:2]] = (key.fingerprint, outcome)
+        return outcome
+
+    def _find(self, write: Write) -> Order | None:
+        """The order that a write is about, if the write's conditions hold."""
+        twin = write.external and self.recalled.externals.get(write.external)
+        order = self.recalled.orders.get(twin or write.order_id or 0)
+        problem = None
+        if twin:
+            problem = Problem("duplicate_order", "{} posted its order {} before.".format(*write.external or ()))
+        elif write.order_id is not None and order is None:
+            problem = Problem("order_not_found", f"There is no order {write.order_id}.")
+        elif order and write.if_match is not None and str(order["version"]) not in write.if_match:
+            problem = Problem("version_mismatch", f"Order {order['id']} is at version {order['version']}.")
+        if problem:
+            problem.order = order
+            raise problem
+        return order
+
+    def _save(self, before: Order | None, after: Order, write: Write) -> Outcome:
+        """Take a changed order into the transaction: its id, version, event, and the counts."""
+        ledger, orders, externals = self.recalled.ledger, self.recalled.orders, self.recalled.externals
+        ledger.seq += 1
+        if before is None:
+            ledger.last_order_id += 1
+            after["id"] = ledger.last_order_id
+            kind, changes = "new_order", b"{}"
+        else:
+            ledger.counts[before["status"]] -= 1
+            kind, changes = "order_updated", to_json(differences(before, after))
+        if after["status"] == "scheduled":
+            kind = "order_updated" if before else "order_scheduled"
+        elif before and before["status"] == "scheduled" and after["status"] != "cancelled":
+            kind = "new_order"
+        ledger.counts[after["status"]] = ledger.counts.get(after["status"], 0) + 1
+        after["version"] += 1
+        after["updated_at"] = self.now
+        outcome = Outcome(write.status, to_json(after), after["id"], after["version"])
+        event = Event(ledger.seq, kind, after, outcome.body, ledger.epoch)
+        self.events.append(event)
+        orders[event.order_id] = after
+        if write.external:
+            externals[write.external] = event.order_id
+        self._record(b"%d" % event.seq, kind, changes, event.stations, outcome, write.key)
+        return outcome
+
+    def _record(
+        self, seq: bytes, kind: str, changes: bytes, stations: frozenset[str], outcome: Outcome, key: Key | None
+    ) -> None:
+        self.records.append(
+            b'{"seq":%b,"type":"%b","changes":%b,"stations":%b,"order":%b,"status":%d,"key":%b}'
+            % (seq, kind.encode(), changes, to_json(sorted(stations)), outcome.body, outcome.status, to_json(key))
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5. Storage
+# ---------------------------------------------------------------------------------------------------------------------
+
+MIGRATIONS: Final = (
+    """
+    -- What every commit moves on. One row.
+    CREATE TABLE ledger (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        epoch TEXT NOT NULL,            -- names this history; restoring a backup gives it another
+        seq INTEGER NOT NULL,           -- the last event's
+        last_order_id INTEGER NOT NULL,
+        counts TEXT NOT NULL            -- {"received": 3, …}: orders in each state
+    );
+    INSERT INTO ledger VALUES (1, lower(hex(randomblob(6))), 0, 0, '{}');
+
+    -- An order is one document, stored as it is answered; what queries need of it is derived from it.
+    CREATE TABLE orders (
+        id INTEGER PRIMARY KEY,
+        status TEXT AS (json_extract(body, '$.status')) STORED,
+        table_name TEXT AS (json_extract(body, '$.table')) STORED,
+        source TEXT AS (json_extract(body, '$.source')) STORED,
+        external_id TEXT AS (json_extract(body, '$.external_id')) STORED,
+        created_at TEXT AS (json_extract(body, '$.created_at')) STORED,
+        fire_at TEXT AS (json_extract(body, '$.fire_at')) STORED,
+        ready_at TEXT AS (json_extract(body, '$.ready_at')) STORED,
+        prep_seconds INTEGER AS (strftime('%s', json_extract(body, '$.ready_at'))  -- from entering the kitchen to ready
+            - strftime('%s', coalesce(json_extract(body, '$.fired_at'), json_extract(body, '$.created_at')))) STORED,
+        body TEXT NOT NULL
+    );
+    CREATE INDEX orders_by_status ON orders (status);           -- list: status; the board at start
+    CREATE INDEX orders_by_table ON orders (table_name);        -- list: table
+    CREATE INDEX orders_by_created ON orders (created_at);      -- list: since; stats: orders_last_hour
+    CREATE INDEX orders_by_source ON orders (source) WHERE source IS NOT NULL;   -- list: source
+    CREATE UNIQUE INDEX orders_by_external ON orders (external_id, source)       -- list: external_id; POST: duplicates
+        WHERE external_id IS NOT NULL;
+    CREATE INDEX orders_due ON orders (fire_at) WHERE status = 'scheduled';      -- which fire next
+    CREATE INDEX orders_prepared ON orders (ready_at, prep_seconds)              -- stats: prep_seconds
+        WHERE ready_at IS NOT NULL;
+
+    CREATE TABLE order_stations (       -- list: station
+        station TEXT NOT NULL,
+        order_id INTEGER NOT NULL REFERENCES orders (id),
+        PRIMARY KEY (station, order_id)
+    ) WITHOUT ROWID;
+
+    -- The log: what the feed resumes from, and the audit trail.
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY,        -- 1, 2, 3, … in commit order, without gaps
+        at TEXT NOT NULL,
+        type TEXT NOT NULL,
+        order_id INTEGER NOT NULL REFERENCES orders (id),
+        changes TEXT NOT NULL,          -- {"/status": ["received", "ready"], …}
+        body TEXT NOT NULL              -- the order as it was then
+    );
+    CREATE INDEX events_by_order ON events (order_id);          -- an order's history
+
+    CREATE TABLE idempotency_keys (
+        credential TEXT NOT NULL,
+        key TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,      -- a hash of the request
+        status INTEGER NOT NULL,        -- what it was answered …
+        answer TEXT NOT NULL,           -- … and the order in that answer
+        at TEXT NOT NULL,
+        UNIQUE (credential, key)
+    );
+
+    -- A group commit is one INSERT into this view: one statement, so one transaction, which can't be left half open.
+    CREATE VIEW batch (records, seq, last_order_id, counts, at) AS SELECT 1, 2, 3, 4, 5 WHERE false;
+    CREATE TRIGGER commit_batch INSTEAD OF INSERT ON batch BEGIN
+        INSERT INTO orders (id, body)
+            SELECT json_extract(value, '$.order.id'), json_extract(value, '$.order')
+            FROM json_each(NEW.records) WHERE json_extract(value, '$.seq') IS NOT NULL
+            ON CONFLICT (id) DO UPDATE SET body = excluded.body;
+        INSERT OR IGNORE INTO order_stations (station, order_id)
+            SELECT station.value, json_extract(record.value, '$.order.id')
+            FROM json_each(NEW.records) AS record, json_each(record.value, '$.stations') AS station;
+        INSERT INTO events (seq, at, type, order_id, changes, body)
+            SELECT json_extract(value, '$.seq'), NEW.at, json_extract(value, '$.type'),
+                json_extract(value, '$.order.id'), json_extract(value, '$.changes'), json_extract(value, '$.order')
+            FROM json_each(NEW.records) WHERE json_extract(value, '$.seq') IS NOT NULL;
+        INSERT INTO idempotency_keys (credential, key, fingerprint, status, answer, at)
+            SELECT json_extract(value, '$.key[0]'), json_extract(value, '$.key[1]'), json_extract(value, '$.key[2]'),
+                json_extract(value, '$.status'), json_extract(value, '$.order'), NEW.at
+            FROM json_each(NEW.records) WHERE json_extract(value, '$.key[1]') IS NOT NULL;
+        UPDATE ledger SET seq = NEW.seq, last_order_id = NEW.last_order_id, counts = NEW.counts;
+    END;
+    """,
+)
+"""What takes a database from each version to the next; `PRAGMA user_version` counts those that it has had."""
+
+RECALL: Final = """
+    SELECT 'ledger', epoch, seq, last_order_id, counts, NULL FROM ledger
+    UNION ALL SELECT 'key', credential, key, fingerprint, status, answer FROM idempotency_keys
+        WHERE (credential, key) IN
+            (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:keys))
+    UNION ALL SELECT 'order', id, NULL, NULL, NULL, body FROM orders WHERE id IN (SELECT value FROM json_each(:ids))
+    UNION ALL SELECT 'external', orders.id, source, external_id, NULL, body FROM json_each(:externals) AS named
+        CROSS JOIN orders
+        ON external_id = json_extract(named.value, '$[1]') AND source = json_extract(named.value, '$[0]')
+"""
+
+PREP_TIMES: Final = """
+    WITH times AS (SELECT prep_seconds, row_number() OVER (ORDER BY prep_seconds) AS place, count(*) OVER () AS n
+        FROM orders WHERE ready_at >= :yesterday)
+    SELECT count(*), max(prep_seconds) FILTER (WHERE place = (n * 50 + 99) / 100),
+        max(prep_seconds) FILTER (WHERE place = (n * 90 + 99) / 100),
+        (SELECT count(*) FROM orders WHERE created_at >= :hour_ago), (SELECT counts FROM ledger) FROM times
+"""
+"""Count and nearest-rank percentiles of a day's times, an hour's orders, and the orders in each state."""
+
+
+class WriterConnection(sqlite3.Connection):
+    """A connection that has its PRAGMAs from the moment it is made, whoever makes it."""
+
+    pragmas: tuple[str, ...] = (
+        f"busy_timeout = {BUSY_SECONDS * 1000:.0f}",  # first: switching to WAL may have to wait, too
+        "journal_mode = WAL",
+        "synchronous = FULL",  # a commit is on the disk before it is answered
+        "foreign_keys = ON",
+    )
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        for pragma in self.pragmas:
+            self.execute(f"PRAGMA {pragma}").close()
+
+
+class ReaderConnection(WriterConnection):
+    """Only reads: SQLite before 3.51.3 can corrupt a WAL when two connections write or checkpoint at once."""
+
+    pragmas = (*WriterConnection.pragmas, "query_only = ON")
+
+
+@contextlib.contextmanager
+def driver_errors() -> Iterator[None]:
+    """Where the driver's errors become ours. Violated constraints and programming errors pass: those are bugs."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except sqlite3.DatabaseError as error:
+        logger.error("storage: %s", error)
+        detail = "The database cannot take this now. Nothing of this request was stored; try again."
+        raise Problem("storage_unavailable", detail, RETRY) from error
+
+
+class ListQuery(BaseModel, extra="forbid"):
+    """What `GET /api/orders` can be asked for."""
+
+    status: Annotated[list[Status | Literal["open"]], Field(description="repeatable; open: the current ones")] = []
+    table: Table | None = None
+    station: Station | None = None
+    source: Source | None = None
+    external_id: ExternalId | None = None
+    since: Annotated[Moment | None, Field(description="created at or after")] = None
+    limit: Annotated[int | None, Field(ge=1, le=1000, description="without it, all orders are streamed")] = None
+    before: Annotated[int | None, Field(ge=1, lt=2**63, description="only orders with a smaller id")] = None
+
+    def sql(self, rows: int) -> tuple[str, dict[str, Any]]:
+        """A SELECT of (id, body), newest first, and its values.
+
+        Each status is searched for itself and the findings are merged: that reads at most `rows` of each from an
+        index, where `status IN (…)` would sort all orders that were ever completed. The unary `+` keeps SQLite off an
+        index that finds more: few orders are open at a time, most are completed.
+        """
+        columns = {"table": "table_name", "source": "source", "external_id": "external_id"}
+        values: dict[str, Any] = {"rows": rows, **self.model_dump(exclude_none=True, exclude={"status", "limit"})}
+        named = [f"{column} = :{name}" for name, column in columns.items() if name in values]
+        bounds = ["created_at >= :since"] * ("since" in values) + ["id < :before"] * ("before" in values)
+        branches = []
+        for status in sorted({s for name in self.status for s in (OPEN if name == "open" else (name,))}) or [""]:
+            few = status in (*OPEN, "scheduled")
+            where = [f"+{condition}" if few else condition for condition in named] + bounds
+            if status:
+                values[status] = status
+                where.append(f"{'' if few or not (named or self.station) else '+'}status = :{status}")
+            tables, key = "orders", "id"
+            if self.station and few:
+                where.append("EXISTS (SELECT 1 FROM order_stations WHERE station = :station AND order_id = id)")
+            elif self.station:
+                tables, key = "order_stations CROSS JOIN orders ON id = order_id", "order_id"
+                where.append("station = :station")
+            condition = " AND ".join(where) or "true"
+            found = f"SELECT id, body FROM {tables} WHERE {condition} ORDER BY {key} DESC LIMIT :rows"
+            branches.append(f"SELECT * FROM ({found})")
+        return f"{' UNION ALL '.join(branches)} ORDER BY id DESC LIMIT :rows", values
+
+
+class Storage:
+    """Orders, log and keys in one SQLite file: one connection that writes, a few that read, all held open.
+
+    `databases` opens a connection, and a thread, at every acquire: these are acquired once and used by all tasks.
+    In memory one connection does everything, because a private database has no second one.
+    """
+
+    def __init__(self, url: str):
+        self.file = url.removeprefix("sqlite://").removeprefix("/") or ":memory:"
+        self.connections: list[Connection] = []  # the writer, then the readers; none while closed
+        self._turns: Iterator[Connection] = iter(())  # the readers, in turn
+        self._claim: sqlite3.Connection | None = None  # locks FILE-lock while this process serves FILE
+
+    @property
+    def _writer(self) -> Any:
+        """The connection that writes, as aiosqlite has it; its user holds OrderBook.write_lock."""
+        return self.connections[0].raw_connection
+
+    async def open(self) -> None:
+        """Claim the file, connect, migrate. Raises StartRefused with a sentence where that can't be."""
+        readers = 0 if self.file == ":memory:" else READERS
+        try:
+            if readers:
+                self._claim_file()
+            for factory in (WriterConnection, *[ReaderConnection] * readers):
+                connection = Database(f"sqlite:///{self.file}", factory=factory).connection()
+                self.connections.append(await connection.__aenter__())
+                if factory is WriterConnection:
+                    await self._migrate()
+        except sqlite3.DatabaseError as error:
+            raise StartRefused(f"{self.file} cannot be used as a database: {error}.") from error
+        self._turns = itertools.cycle(self.connections[1:] or self.connections)
+
+    async def close(self) -> None:
+        """Disconnect, the writer last, so that it alone checkpoints the WAL into the file."""
+        while self.connections:
+            await self.connections.pop().__aexit__()
+        if self._claim:
+            self._claim.close()
+
+    def _claim_file(self) -> None:
+        self._claim = sqlite3.connect(f"{self.file}-lock", timeout=0, isolation_level=None)
+        try:
+            self._claim.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            raise StartRefused(
+                f"{self.file} is served by another process already. One process serves one SQLite file; "
+                "to run several, keep the orders in PostgreSQL (BISTRO92_DATABASE_URL=postgresql://...)."
+            ) from error
+
+    async def _migrate(self) -> None:
+        [(version,)] = await self._writer.execute_fetchall("PRAGMA user_version")
+        newest = len(MIGRATIONS)
+        if version > newest:
+            raise StartRefused(
+                f"{self.file} was written by a newer Bistro92: its schema has version {version}, "
+                f"this program knows {newest}. Upgrade the program, or restore a backup."
+            )
+        steps = "".join(MIGRATIONS[version:])
+        try:
+            await self._writer.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {newest}; COMMIT;")
+        except sqlite3.DatabaseError:
+            await self._writer.rollback()
+            raise
+
+    async def recall(self, writes: Sequence[Write]) -> Recalled:
+        """What the database holds of the orders, keys and external names that some writes are about."""
+        named = {
+            "keys": to_json([write.key[:2] for write in writes if write.key]).decode(),
+            "ids": to_json([write.order_id for write in writes if write.order_id]).decode(),
+            "externals": to_json([write.external for write in writes if write.external]).decode(),
+        }
+        with driver_errors():
+            rows = await self._writer.execute_fetchall(RECALL, named)
+        _, epoch, seq, last_order_id, counts, _ = rows[0]
+        recalled = Recalled(Ledger(epoch, seq, last_order_id, from_json(counts)), {}, {}, {})
+        for kind, first, second, third, fourth, body in rows[1:]:
+            order = from_json(body)
+            if kind == "key":
+                outcome = Outcome(fourth, body.encode(), order["id"], order["version"])
+                recalled.keys[first, second] = (third, outcome)
+                continue
+            recalled.orders[first] = order
+            if kind == "external":
+                recalled.externals[second, third] = first
+        return recalled
+
+    async def commit(self, transaction: Transaction) -> None:
+        """Save a transaction: one statement, durable when this returns, without a trace when it raises."""
+        ledger = transaction.recalled.ledger
+        records = b"[%b]" % b",".join(transaction.records)
+        values = (records.decode(), ledger.seq, ledger.last_order_id, to_json(ledger.counts).decode(), transaction.now)
+        await self.write("INSERT INTO batch VALUES (?, ?, ?, ?, ?)", values)
+
+    async def write(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Run one statement, a transaction of its own; its user holds OrderBook.write_lock."""
+        with driver_errors():
+            return list(await self._writer.execute_fetchall(statement, values))
+
+    async def forget(self, events_before: str, keys_before: str) -> int | None:
+        """Delete some of the oldest events and keys. Returns the last `seq` deleted, or 0; None when it is done.
+
+        Takes small steps, so that no commit waits long. Events go in log order: what is left is always the log's end.
+        """
+        oldest = await self.write(f"SELECT seq, at FROM events ORDER BY seq LIMIT {PAGE_ROWS}")
+        expired = [seq for seq, _ in itertools.takewhile(lambda row: row[1] < events_before, oldest)]
+        if expired:
+            await self.write("DELETE FROM events WHERE seq <= ?", (expired[-1],))
+        first_keys = f"SELECT rowid FROM idempotency_keys ORDER BY rowid LIMIT {PAGE_ROWS}"
+        delete_keys = f"DELETE FROM idempotency_keys WHERE at < ? AND rowid IN ({first_keys}) RETURNING 1"
+        keys = await self.write(delete_keys, (keys_before,))
+        return expired[-1] if expired else 0 if keys else None
+
+    async def read(self, query: str, **values: Any) -> list[Any]:
+        """Run a query on a connection that reads."""
+        with driver_errors():
+            rows: list[Any] = await next(self._turns).raw_connection.execute_fetchall(query, values)
+            return rows
+
+    async def events(self, after: int) -> list[Any]:
+        """(seq, type, order as JSON text) of the next events, in order."""
+        query = "SELECT seq, type, body FROM events WHERE seq > :after ORDER BY seq LIMIT :rows"
+        return await self.read(query, after=after, rows=PAGE_ROWS)
+
+    async def history(self, order_id: int) -> list[Any]:
+        query = "SELECT seq, at, type, changes, body FROM events WHERE order_id = :id ORDER BY seq"
+        return await self.read(query, id=order_id)
+
+    async def order(self, order_id: int) -> bytes | None:
+        """An order as JSON."""
+        rows = await self.read("SELECT body FROM orders WHERE id = :id", id=order_id) if order_id < 2**63 else []
+        return rows[0][0].encode() if rows else None
+
+    async def orders(self, query: ListQuery, rows: int) -> list[tuple[int, bytes]]:
+        """(id, order as JSON) of at most so many orders, newest first."""
+        statement, values = query.sql(rows)
+        return [(row[0], row[1].encode()) for row in await self.read(statement, **values)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 6. The feed
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Feed:
+    """The newest events of the log, in memory, and the board that the whole log adds up to. No I/O.
+
+    All of it happens between two awaits, so a snapshot and the events after it always meet without a gap.
+    """
+
+    def __init__(self, kept_bytes: int):
+        self.epoch = ""
+        self.head = 0  # `seq` of the last event; only grows
+        self.floor = 0  # the lowest `seq` to resume from: every event after it is still in the log
+        self.recent: deque[Event] = deque()  # the events up to `head`, as far back as `kept_bytes` reach
+        self.board: dict[int, Event] = {}  # order id → its last event, for every open order
+        self.all_day: Counter[str] = Counter()  # item name → quantity still to be cooked, over the board
+        self._carried = 0  # bytes of all events that were ever published
+        self._kept_bytes = kept_bytes
+        self._snapshots: dict[str | None, bytes] = {}  # station, None for all → the board as JSON at `head`
+
+    def load(self, epoch: str, head: int, floor: int, orders: Iterable[bytes]) -> None:
+        """Begin where the database stands; `orders` are all open ones, as JSON."""
+        self.epoch, self.head, self.floor = epoch, head, floor
+        for body in orders:
+            self._show(Event(head, "new_order", from_json(body), body, epoch))
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Take committed events, in `seq` order."""
+        for event in events:
+            self._carried += len(event.body)
+            event.end = self._carried
+            self.recent.append(event)
+            self._show(event)
+        self.head = events[-1].seq
+        self._snapshots.clear()
+        while self._carried - self.recent[0].end > self._kept_bytes:
+            self.recent.popleft()
+
+    def _show(self, event: Event) -> None:
+        if before := self.board.pop(event.order_id, None):
+            for name, quantity in before.cooking:
+                self.all_day[name] -= quantity
+                if not self.all_day[name]:
+                    del self.all_day[name]
+        if event.open:
+            self.board[event.order_id] = event
+            for name, quantity in event.cooking:
+                self.all_day[name] += quantity
+
+    def resumable(self, cursor: str | None) -> int | None:
+        """The `seq` of a cursor that can be resumed from; None where it can't."""
+        seq = read_cursor(cursor, self.epoch) if cursor else None
+        return seq if seq is not None and self.floor <= seq <= self.head else None
+
+    def since(self, seq: int) -> list[Event] | None:
+        """The events after `seq`; None where some of them are only in the database."""
+        kept = len(self.recent) - (self.head - seq)
+        return list(itertools.islice(self.recent, kept, None)) if kept >= 0 else None
+
+    def bytes_since(self, seq: int) -> float:
+        """How much the events after `seq` amount to; infinite where memory doesn't reach back to them."""
+        kept = len(self.recent) - (self.head - seq)
+        if kept < 0:
+            return math.inf
+        return self._carried - self.recent[kept].end + len(self.recent[kept].body) if seq < self.head else 0
+
+    def snapshot(self, station: str | None) -> bytes:
+        """The open orders that have a line for the station, newest first, as JSON; made once for each position."""
+        if station not in self._snapshots:
+            shown = sorted(self.board.items(), reverse=True)
+            bodies = [event.body for _, event in shown if station is None or station in event.stations]
+            self._snapshots[station] = b"[%b]" % b",".join(bodies)
+        return self._snapshots[station]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 7. Subscribers
+# ---------------------------------------------------------------------------------------------------------------------
+
+SUBSCRIBERS: Final = Gauge("bistro92_subscribers", "Screens that are connected, waiting polls among them.")
+DROPPED: Final = Total("bistro92_subscribers_dropped", "Subscribers dropped because they didn't read.")
+PUBLISHED: Final = Total("bistro92_events_published", "Events handed to the feed.")
+
+Ready = dict[tuple[int, str | None, bool], bytes]
+"""(position, station, batch) → all frames from there to the head, for every subscriber who stands there."""
+
+
+class Subscriber:
+    """One who follows the feed: where it stands in the log, and the task that sends it what it hasn't got.
+
+    It has no queue of its own: what waits for it lies in the log between its position and the head. That is bounded
+    by `subscriber_queue_bytes`, shared by all subscribers, and freed as soon as nobody needs it.
+    """
+
+    def __init__(self, manager: ConnectionManager, scope: Scope, send: Send, station: str | None, batch: bool = False):
+        self.manager, self.feed, self.station, self.batch = manager, manager.feed, station, batch
+        self.is_socket = scope["type"] == "websocket"  # a display; else a reader of server-sent events
+        self.transport: asyncio.Transport | None = scope["bistro92.transport"]
+        self.position = 0  # `seq` of the last event that was handed to the socket
+        self.caught_up = False  # it has been at the head once; until then it reads the past, at its own pace
+        self.live = False  # it is at the head and nothing is in the way: offer() may serve it
+        self.wake = asyncio.Event()  # there is something to send that offer() could not serve
+        self.over: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()  # why it must go
+        self._send = send
+
+    def offer(self, ready: Ready) -> bool:
+        """Hand everything up to the head to the socket, at once. False where that can't be done without waiting.
+
+        A display that keeps up costs no task switch: it gets frames that are ready, the same bytes as its neighbours.
+        """
+        transport = self.transport if self.is_socket else None
+        if not transport or transport.is_closing() or transport.get_write_buffer_size() > SOCKET_BYTES:
+            return False
+        place = (self.position, self.station, self.batch)
+        if place not in ready:
+            events = self.feed.since(self.position)
+            if events is None:
+                return False
+            ready[place] = b"".join([text_frame(message) for _, _, message in self._messages(events)])
+        transport.write(ready[place])
+        self.position = self.feed.head
+        return True
+
+    def _messages(self, events: Sequence[Event]) -> list[tuple[str, str, bytes]]:
+        """What it is to be told of some events: (type, cursor, JSON) each."""
+        wanted = [event for event in events if self.station is None or self.station in event.stations]
+        if self.batch and len(wanted) > 1:
+            everything, cursor = b",".join([event.json for event in wanted]), wanted[-1].cursor
+            return [("batch", cursor, b'{"type":"batch","events":[%b],"cursor":"%b"}' % (everything, cursor.encode()))]
+        return [(event.kind, event.cursor, event.json) for event in wanted]
+
+    async def say(self, kind: str, cursor: str, message: bytes) -> None:
+        """Send one message, waiting for the socket. Who leaves it parked for SEND_SECONDS is dropped: TimeoutError."""
+        if self.is_socket and self.transport and kind == "initial":  # the largest one: shared as it is, not compressed
+            self.transport.write(text_frame(message))
+            return
+        if self.is_socket:
+            wrapped: Message = {"type": "websocket.send", "text": message.decode()}
+        else:
+            chunk = format_sse_event(data_str=message.decode(), event=kind, id=cursor)
+            wrapped = {"type": "http.response.body", "body": chunk, "more_body": True}
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await self._send(wrapped)
+        except TimeoutError:
+            self.manager.drop(self)
+            raise
+
+    async def tell(self, kind: str, more: bytes = b"") -> None:
+        """Say where it stands, with the server's clock: `initial`, `resumed` or `heartbeat`."""
+        cursor = make_cursor(self.feed.epoch, self.position)
+        message = b'{"type":"%b",%b"cursor":"%b","server_time":"%b"}'
+        await self.say(kind, cursor, message % (kind.encode(), more, cursor.encode(), clock().encode()))
+
+    async def begin(self, position: int | None) -> None:
+        """Resume from a position, or start with the whole board."""
+        self.position = self.feed.head if position is None else position
+        if position is None:
+            await self.tell("initial", b'"orders":%b,' % self.feed.snapshot(self.station))
+        else:
+            await self.tell("resumed")
+
+    async def follow(self, after: str | None) -> None:
+        """Send the past, then the present, until cancelled. Between finding nothing more and being live is no await."""
+        await self.begin(self.feed.resumable(after))
+        while True:
+            while self.position < self.feed.head:
+                events = await self.manager.events_since(self.position)
+                if events is None:
+                    await self.begin(None)
+                    continue
+                for kind, cursor, message in self._messages(events):
+                    await self.say(kind, cursor, message)
+                self.position = events[-1].seq
+            self.caught_up = self.live = True
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self.wake.wait()
+                self.live = False
+            except TimeoutError:
+                self.live = False
+                await self.tell("heartbeat")
+            self.wake.clear()
+
+    async def listen(self, receive: Receive) -> tuple[int, str]:
+        """Echo what a display says, until it leaves or says what it must not: returns the close code for that."""
+        while (message := await receive())["type"] not in {"websocket.disconnect", "http.disconnect"}:
+            words = message.get("text")
+            if self.is_socket and words is None:
+                return 1003, "text frames only"
+            if words and len(words) > self.manager.max_message:
+                return 1009, "message too big"
+            if words is not None:
+                await self.say("echo", "", to_json({"type": "echo", "message": words}))
+        return 1000, ""
+
+
+class ConnectionManager:
+    """Who listens to the feed. Broadcasts after the commit, in `seq` order, and waits for nobody."""
+
+    def __init__(self, feed: Feed, storage: Storage, settings: Settings):
+        self.feed = feed
+        self.max_message = settings.max_body_bytes  # characters that a display may send at once
+        self.stopping = False
+        self._storage = storage
+        self._max_subscribers = settings.max_subscribers
+        self._queue_bytes = settings.subscriber_queue_bytes
+        self._subscribers: dict[Subscriber, None] = {}
+        self._polling = 0  # requests that wait in changes(); they count as subscribers
+        self._news = asyncio.Event()  # set and replaced whenever the head moves, and when the server stops
+
+    def __len__(self) -> int:
+        return len(self._subscribers) + self._polling
+
+    def admit(self) -> None:
+        """Raises Problem where there is no room for one more subscriber."""
+        if len(self) >= self._max_subscribers:
+            raise Problem("too_many_subscribers", f"No more than {self._max_subscribers} are served.", RETRY)
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Take a commit's events and wake whoever carries them on. Costs the same for any number of subscribers."""
+        self.feed.publish(events)
+        PUBLISHED.inc(len(events))
+        self._ring()
+
+    def _ring(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def broadcast(self) -> None:
+        """Bring news to every subscriber, for as long as the server runs.
+
+        Those that keep up get ready bytes, the same for all who stand at the same place. The others are woken to send
+        for themselves, until they are too far behind.
+        """
+        reached = self.feed.head
+        while True:
+            if reached == self.feed.head:
+                await self._news.wait()
+            reached, ready = self.feed.head, Ready()
+            for count, subscriber in enumerate(list(self._subscribers), 1):
+                if not (subscriber.live and subscriber.offer(ready)):
+                    subscriber.wake.set()
+                    if subscriber.caught_up and self.feed.bytes_since(subscriber.position) > self._queue_bytes:
+                        self.drop(subscriber)
+                if count % SUBSCRIBERS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                    ready.clear()  # the head may have moved
+
+    async def events_since(self, seq: int) -> list[Event] | None:
+        """At most PAGE_ROWS events after `seq`, from memory or the database; None where they are forgotten."""
+        events = self.feed.since(seq)
+        if events is not None:
+            return events[:PAGE_ROWS]
+        rows = await self._storage.events(seq)
+        if not rows or rows[0][0] != seq + 1:
+            return None
+        return [Event(row[0], row[1], from_json(row[2]), row[2].encode(), self.feed.epoch) for row in rows]
+
+    async def changes(self, after: str | None, limit: int, wait: float) -> tuple[list[Event], str]:
+        """The events after a cursor, or from now on, and the cursor after them; may wait for the first one."""
+        position = self.feed.head if after is None else self.feed.resumable(after)
+        if position == self.feed.head and wait and not self.stopping:
+            self.admit()
+            self._polling += 1
+            with contextlib.suppress(TimeoutError):
+                try:
+                    async with asyncio.timeout(wait):
+                        await self._news.wait()
+                finally:
+                    self._polling -= 1
+        events = None if position is None else await self.events_since(position)
+        if events is None:
+            raise Problem("cursor_lost", "This cursor can't be resumed: read the orders anew and go on from there.")
+        return events[:limit], events[:limit][-1].cursor if events else make_cursor(self.feed.epoch, position or 0)
+
+    async def serve(self, subscriber: Subscriber, after: str | None, receive: Receive) -> tuple[int, str]:
+        """Serve one subscriber until it leaves or must go. Returns the close code and the reason."""
+        self._subscribers[subscriber] = None
+        if self.stopping:
+            subscriber.over.set_result((1012, "service restart"))
+        follow, listen = asyncio.create_task(subscriber.follow(after)), asyncio.create_task(subscriber.listen(receive))
+        try:
+            ends: list[asyncio.Future[Any]] = [follow, listen, subscriber.over]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._subscribers.pop(subscriber, None)
+            follow.cancel()
+            listen.cancel()
+            failed, left = await asyncio.gather(follow, listen, return_exceptions=True)
+            if subscriber.transport:  # a peer that doesn't read can't hold on to a socket that is closed
+                asyncio.get_running_loop().call_later(DROP_SECONDS, subscriber.transport.abort)
+        if subscriber.over.done():
+            return subscriber.over.result()
+        for outcome in (failed, left):
+            if isinstance(outcome, Exception) and not isinstance(outcome, (OSError, WebSocketDisconnect)):
+                logger.error("a subscriber failed", exc_info=outcome)
+                return 1011, "internal error"
+        return left if isinstance(left, tuple) else (1000, "")
+
+    def drop(self, subscriber: Subscriber) -> None:
+        """Let go of a subscriber that doesn't read: it is forgotten now, and its socket aborted if it stays stuck."""
+        if subscriber.over.done():
+            return
+        DROPPED.inc()
+        subscriber.over.set_result((1013, "too slow"))
+        self._subscribers.pop(subscriber, None)
+        if transport := subscriber.transport:
+            if subscriber.is_socket and not transport.is_closing():
+                transport.write(close_frame(1013, b"too slow"))
+            transport.close()
+
+    def stop(self) -> None:
+        """The server stops: sockets are closed with 1012, streams and waiting polls end."""
+        self.stopping = True
+        self._ring()
+        for subscriber in self._subscribers:
+            if not subscriber.over.done():
+                subscriber.over.set_result((1012, "service restart"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 8. The order book
+# ---------------------------------------------------------------------------------------------------------------------
+
+WRITES: Final = Total("bistro92_writes", "Writes that were decided.", ["outcome"])
+COMMIT_SECONDS: Final = Histogram(
+    "bistro92_commit_seconds", "Duration of a group commit.", buckets=(0.0005, 0.001, 0.002, 0.005, 0.02, 0.1, 0.5, 5)
+)
+BATCH_WRITES: Final = Histogram(
+    "bistro92_batch_writes", "Writes in a group commit.", buckets=(1, 2, 5, 10, 25, 50, 100, MAX_BATCH)
+)
+
+
+class OrderBook:
+    """Every change of an order goes through here: writes wait in line, and one commit takes all that are waiting."""
+
+    def __init__(self, storage: Storage, manager: ConnectionManager, settings: Settings):
+        self.write_lock = asyncio.Lock()  # guards the writer connection: commits, housekeeping, probes take turns
+        self._storage, self._manager = storage, manager
+        self._retention_hours = settings.event_retention_hours
+        self._waiting: deque[Write] = deque()  # writes that no commit has taken yet
+        self._committing: asyncio.Task[None] | None = None  # belongs to no request, so none can cancel it; None: idle
+
+    async def submit(self, write: Write) -> Outcome:
+        """Commit a write together with whatever else is waiting; return when it is on the disk.
+
+        Raises Problem where it was refused or could not be stored: then nothing of it was. Cancelling the caller
+        doesn't cancel the write.
+        """
+        if len(self._waiting) >= MAX_WAITING_WRITES:
+            raise Problem("overloaded", "Too many writes are waiting; try again.", RETRY)
+        self._waiting.append(write)
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_waiting())
+        return await write.done
+
+    async def _commit_waiting(self) -> None:
+        try:
+            async with self.write_lock:
+                while self._waiting:
+                    for _ in range(GATHER_TURNS):
+                        await asyncio.sleep(0)
+                    await self._commit([self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))])
+        finally:
+            self._committing = None
+
+    async def _commit(self, writes: Sequence[Write]) -> None:
+        """Decide and save some writes in one transaction, publish, answer each caller. Never raises."""
+        started, answers = time.perf_counter(), list[Outcome | Exception]()
+        try:
+            transaction = Transaction(await self._storage.recall(writes), clock())
+            for write in writes:
+                try:
+                    answers.append(transaction.apply(write))
+                except Problem as refusal:
+                    answers.append(refusal)
+            if transaction.records:
+                await self._storage.commit(transaction)
+        except Problem as problem:
+            answers = [problem] * len(writes)
+        except Exception as error:  # a bug in a rule, or a constraint that the rules don't know: it fails alone
+            if len(writes) > 1:
+                for write in writes:
+                    await self._commit([write])
+                return
+            answers = [error]
+        else:
+            if transaction.events:
+                self._manager.publish(transaction.events)
+        for write, answer in zip(writes, answers, strict=True):
+            if write.done.done():  # the caller is gone
+                continue
+            if isinstance(answer, Exception):
+                write.done.set_exception(answer)
+            else:
+                write.done.set_result(answer)
+        refused = sum(isinstance(answer, Exception) for answer in answers)
+        WRITES.labels("refused").inc(refused)
+        WRITES.labels("accepted").inc(len(answers) - refused)
+        COMMIT_SECONDS.observe(time.perf_counter() - started)
+        BATCH_WRITES.observe(len(writes))
+
+    async def probe(self) -> None:
+        """Show that a commit is possible. Raises Problem, or TimeoutError where others hold the lock too long."""
+        async with asyncio.timeout(BUSY_SECONDS), self.write_lock:
+            await self._storage.write("UPDATE ledger SET one = 1")
+
+    async def keep_time(self) -> None:
+        """Fire scheduled orders when their time comes, for as long as the server runs."""
+        query = "SELECT id FROM orders WHERE status = 'scheduled' AND fire_at <= :now ORDER BY fire_at LIMIT :rows"
+        loop = asyncio.get_running_loop()
+        while True:
+            with contextlib.suppress(Problem):  # logged where it was raised; the next round tries again
+                due = await self._storage.read(query, now=clock(), rows=MAX_BATCH)
+                writes = [Write(fire, loop.create_future(), order_id=row[0]) for row in due]
+                for failure in filter(None, await asyncio.gather(*map(self.submit, writes), return_exceptions=True)):
+                    if isinstance(failure, Exception):
+                        logger.error("a scheduled order could not be fired", exc_info=failure)
+            await asyncio.sleep(FIRE_PERIOD)
+
+    async def keep_house(self) -> None:
+        """Forget events and keys that are past their time, for as long as the server runs."""
+        while True:
+            with contextlib.suppress(Problem):
+                forgotten: int | None = 0
+                while forgotten is not None:
+                    self._manager.feed.floor = max(self._manager.feed.floor, forgotten)
+                    async with self.write_lock:
+                        retention = clock(hours=self._retention_hours), clock(hours=KEY_RETENTION_HOURS)
+                        forgotten = await self._storage.forget(*retention)
+            await asyncio.sleep(HOUSEKEEPING_PERIOD)
+
+    async def drain(self) -> None:
+        """Wait until nothing is waiting."""
+        while self._committing:
+            await self._committing
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 9. HTTP plumbing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ClientGone(Exception):
+    """The client went away before its request was whole; nobody is left to answer."""
+
+
+reading: dict[asyncio.Transport | None, float] = {}  # sockets whose bodies are on their way → when they must be whole
+
+
+async def cut_off_slow_bodies() -> None:
+    """Abort requests that take too long to arrive. One round a second costs less than a timer for each request."""
+    while True:
+        await asyncio.sleep(1)
+        now = time.monotonic()
+        for transport in [transport for transport, deadline in reading.items() if transport and deadline < now]:
+            transport.abort()
+
+
+async def read_body(scope: Scope, receive: Receive, longest: int) -> bytes:
+    """The whole body of a request. Raises Problem where it is too large, ClientGone where it ends early."""
+    too_large = Problem("body_too_large", f"A request may have {longest} bytes.", CLOSE)
+    if int(scope["bistro92.headers"].get(b"content-length", b"0")) > longest:
+        raise too_large
+    reading[scope["bistro92.transport"]] = time.monotonic() + BODY_SECONDS
+    body, more = b"", True
+    try:
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > longest:
+                raise too_large
+    finally:
+        reading.pop(scope["bistro92.transport"], None)
+    return body
+
+
+def read_query(query: bytes, model: type[BaseModel]) -> BaseModel:
+    """A query string as its model. A field that isn't a list takes the last of several values."""
+    try:
+        values = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+    except ValueError as error:
+        raise Problem("invalid_request", "The query has too many fields.") from error
+    lists = {name for name, known in model.model_fields.items() if isinstance(known.default, list)}
+    return model.model_validate({name: found if name in lists else found[-1] for name, found in values.items()})
+
+
+class Route(APIRoute):
+    """A route that FastAPI documents and this class serves.
+
+    FastAPI reads an endpoint's signature and writes the OpenAPI page from it; solving the signature for each request
+    costs it more than a commit. Here that is done once: the path's parameters are what its convertors make of them, a
+    query is validated by its model, a body by pydantic's core straight from its bytes. An endpoint returns an ASGI
+    app, mostly an Answer.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        plan = self.dependant
+        self._query: Any = next(iter(plan.query_params), None)
+        self._body: Any = next(iter(plan.body_params), None)
+        body_type: Any = self._body and self._body.field_info.annotation
+        self._body_type = TypeAdapter(body_type) if self._body else None
+        self._request = plan.request_param_name
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in (self.methods or ()):
+            raise HTTPException(405)
+        try:
+            arguments = {**scope.get("path_params", {})}
+            if self._query:
+                arguments[self._query.name] = read_query(scope["query_string"], self._query.field_info.annotation)
+            if self._body_type:
+                body = scope["bistro92.body"] = await read_body(scope, receive, settings.max_body_bytes)
+                if body or self._body.field_info.is_required():
+                    arguments[self._body.name] = self._body_type.validate_json(body)
+            if self._request:
+                arguments[self._request] = Request(scope, receive)
+            respond = await self.endpoint(**arguments)
+        except ValidationError as error:
+            respond = Problem.of(error).answer()
+        except Problem as problem:
+            respond = problem.answer()
+        except ClientGone:
+            return
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            respond = Problem("internal_error", "The server made a mistake. It has been logged.").answer()
+        await respond(scope, receive, send)
+
+
+async def send_in_time(scope: Scope, send: Send, message: Message) -> None:
+    """Send; a client that leaves it parked for SEND_SECONDS is cut off. Raises TimeoutError then."""
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await send(message)
+    except TimeoutError:
+        if transport := scope.get("bistro92.transport"):
+            transport.abort()
+        raise
+
+
+def read_tags(header: bytes) -> frozenset[str] | None:
+    """The entity tags of If-Match or If-None-Match, weak or strong, without their quotes; None for `*`."""
+    tags = header.decode("latin-1").strip()
+    return None if tags == "*" else frozenset(tag.strip().removeprefix("W/").strip('"') for tag in tags.split(","))
+
+
+def unchanged(request: Request, tag: str) -> bool:
+    """Whether the client says (If-None-Match) that it holds this very answer."""
+    header = request.scope["bistro92.headers"].get(b"if-none-match")
+    return header is not None and ((tags := read_tags(header)) is None or tag in tags)
+
+
+def read_key(scope: Scope, credential: str) -> Key | None:
+    """The request's Idempotency-Key, bare or quoted, with a hash of the request. Raises Problem where it is none."""
+    headers = scope["bistro92.headers"]
+    if b"idempotency-key" not in headers:
+        return None
+    name = headers[b"idempotency-key"].decode("latin-1").strip()
+    name = name[1:-1] if name[:1] == name[-1:] == '"' else name
+    if not 1 <= len(name) <= 255:
+        fault = Fault(pointer="/Idempotency-Key", detail="1 to 255 characters")
+        raise Problem("invalid_request", "An Idempotency-Key has 1 to 255 characters.", errors=[fault])
+    asked = f"{scope['method']} {scope['path']} {headers.get(b'if-match', b'')!r}".encode()
+    return Key(credential, name, hashlib.blake2b(asked + scope.get("bistro92.body", b""), digest_size=16).hexdigest())
+
+
+class RateLimit:
+    """A token bucket for each credential: so many writes a second, as many at once; with 0 there is no limit."""
+
+    def __init__(self, rate: int):
+        self._rate = rate
+        self._buckets: dict[str, tuple[float, float]] = {}  # credential → (writes left, when that was)
+
+    def take(self, credential: str) -> None:
+        """Count one write. Raises Problem where it is one too many."""
+        if not self._rate:
+            return
+        now = time.monotonic()
+        left, since = self._buckets.get(credential, (self._rate, now))
+        left = min(self._rate, left + (now - since) * self._rate)
+        if left < 1:
+            raise Problem("rate_limited", f"One credential may make {self._rate} writes a second.", RETRY)
+        self._buckets[credential] = (left - 1, now)
+
+
+class Bistro92(FastAPI):
+    """The app's front door: what has to be known of a connection before it is routed."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.in_flight: set[Any] = set()  # sockets of requests under way, so that a stop can abort them
+        self.direct: dict[tuple[str, str], Any] = {}  # (method, path) → its route, where the path has no parameters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, partial(self._speak_plainly, send))
+            return
+        headers = scope["bistro92.headers"] = dict(scope["headers"])
+        # ASGI can neither write to many sockets at once nor abort one; uvicorn shows the transport behind `send`.
+        transport = scope["bistro92.transport"] = getattr(getattr(send, "__self__", None), "transport", None)
+        self.in_flight.add(transport)
+        try:
+            if b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), scope["path"]))):
+                await route.handle(scope, receive, send)  # middleware and a search would cost more than a commit
+            elif b"origin" in headers and not self._may_call(scope, headers):
+                await self._refuse(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+        finally:
+            self.in_flight.discard(transport)
+
+    @staticmethod
+    def _may_call(scope: Scope, headers: dict[bytes, bytes]) -> bool:
+        """Whether a page may do what it asks. Reading over HTTP is CORS's to guard, which hides the answer from it."""
+        origin, host = headers[b"origin"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
+        known = origin.partition("://")[2] == host or origin in settings.allowed_origins.replace(",", " ").split()
+        return known or scope.get("method") in {"GET", "HEAD", "OPTIONS"}
+
+    @staticmethod
+    async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "forbidden_origin"})
+        else:
+            detail = "A page of this origin may not do that; BISTRO92_ALLOWED_ORIGINS names those that may."
+            await Problem("forbidden_origin", detail).answer()(scope, receive, send)
+
+    @staticmethod
+    async def _speak_plainly(send: Send, message: Message) -> None:
+        """Let the log of a refused start end with its sentence, where Starlette puts a traceback."""
+        found = re.search(r"StartRefused: (.*)\s*\Z", message.get("message", ""))
+        await send({**message, "message": found[1]} if found else message)
+
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's page, with the media type that problems have."""
+        page = super().openapi()
+        for operation in (operation for path in page["paths"].values() for operation in path.values()):
+            for status, response in operation["responses"].items():
+                if status >= "400" and "application/json" in response["content"]:
+                    response["content"] = {"application/problem+json": response["content"]["application/json"]}
+        return page
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 10. The app and its endpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+try:
+    settings = Settings.load()
+except StartRefused as refusal:
+    sys.exit(f"bistro92: {refusal}")
+
+storage = Storage(settings.database_url)
+feed = Feed(kept_bytes=2 * settings.subscriber_queue_bytes)
+manager = ConnectionManager(feed, storage, settings)
+order_book = OrderBook(storage, manager, settings)
+rate_limit = RateLimit(settings.rate_limit)
+pages: dict[tuple[str, bytes], Answer] = {}  # (path with query, host) → what was answered last; its ETag tells when
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: Bistro92) -> AsyncIterator[None]:
+    """Open the database, start what runs in the background, and stop in order; on_stop() has been called by then."""
+    await storage.open()
+    [(epoch, seq, oldest)] = await storage.read("SELECT epoch, seq, (SELECT min(seq) FROM events) FROM ledger")
+    board = await storage.orders(ListQuery(status=["open"]), rows=-1)
+    feed.load(epoch, seq, seq if oldest is None else oldest - 1, [body for _, body in board])
+    background = (manager.broadcast, order_book.keep_time, order_book.keep_house, cut_off_slow_bodies)
+    tasks = [asyncio.create_task(work()) for work in background]
+    for task in tasks:
+        task.add_done_callback(on_task_done)
+    on_stop(app)
+    SUBSCRIBERS.set_function(lambda: len(manager))
+    yield
+    manager.stop()
+    await order_book.drain()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await storage.close()
+
+
+def on_task_done(task: asyncio.Task[None]) -> None:
+    """Background work ends when it is cancelled. Any other end is a bug; half a server is worse than none."""
+    if not task.cancelled():
+        logger.critical("background work ended", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
+
+
+def on_stop(app: Bistro92) -> None:
+    """Hear of SIGTERM and SIGINT before the server waits for its connections, because subscribers wait for us.
+
+    The end of the lifespan is too late for that. What is still stuck after STOP_SECONDS is aborted. Setting
+    `should_exit`, instead of calling uvicorn's handler, keeps it from raising the signal again: a clean stop exits 0.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        manager.stop()
+        stuck = {*app.in_flight}
+        loop.call_later(STOP_SECONDS, abort, stuck)
+
+    def abort(stuck: set[Any]) -> None:
+        for transport in filter(None, stuck | app.in_flight):
+            transport.abort()
+
+    def handle(signum: int, frame: Any) -> None:
+        loop.call_soon_threadsafe(stop)
+        server = getattr(previous[signum], "__self__", None)
+        if isinstance(server, uvicorn.Server):
+            server.force_exit = server.should_exit and signum == signal.SIGINT
+            server.should_exit = True
+        elif callable(previous[signum]):
+            previous[signum](signum, frame)
+
+    previous: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there stops us
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            previous[signum] = signal.signal(signum, handle)
+
+
+app = Bistro92(title="Bistro92", version="1.0.0", summary="Real-time orders for restaurants", lifespan=lifespan)
+app.router.route_class = Route
+if settings.allowed_origins:
+    origins = settings.allowed_origins.replace(",", " ").split()
+    app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+
+
+@app.exception_handler(HTTPException)
+async def not_served(request: Request, error: HTTPException) -> Any:
+    """What Starlette refuses by itself: a path, or a method, that nothing serves."""
+    if error.status_code != 405:
+        return Problem("not_found", f"Nothing is at {request.url.path}.").answer()
+    anything = {**request.scope, "method": ""}
+    here = [route for route in app.routes if isinstance(route, Route) and route.matches(anything)[0] is not Match.NONE]
+    allow = ", ".join(sorted({method for route in here for method in route.methods or ()}))
+    detail = f"{request.method} is not served at {request.url.path}, but {allow}."
+    return Problem("method_not_allowed", detail, (b"allow", allow.encode())).answer()
+
+
+@app.exception_handler(Exception)
+async def mistake(request: Request, error: Exception) -> Any:
+    """A bug. The log has its traceback; the client learns no more than that the fault isn't its own."""
+    return Problem("internal_error", "The server made a mistake. It has been logged.").answer()
+
+
+def endpoint(method: str, path: str, tag: str, model: Any, *codes: str, **options: Any) -> Callable[[Any], Any]:
+    """An endpoint with its documentation: what it answers, and each code that it can refuse with."""
+    described: dict[int, list[str]] = {}
+    for code in (*codes, "internal_error"):
+        described.setdefault(CODES[code][0], []).append(f"{CODES[code][1]} (`{code}`)")
+    responses = {status: {"model": ProblemDetails, "description": " · ".join(all)} for status, all in described.items()}
+
+    def register(function: Any) -> Any:
+        name = function.__name__
+        details = {"response_model": model, "operation_id": name, "tags": [tag], "responses": responses, **options}
+        app.add_api_route(path, function, methods=[method], **details)
+        if "{" not in path:
+            app.direct[method, path] = app.routes[-1]
+        return function
+
+    return register
+
+
+READ: Final = ("invalid_request", "storage_unavailable")
+WRITE: Final = (
+    "malformed_json", "forbidden_origin", "body_too_large", *READ, "idempotency_mismatch",
+    "rate_limited", "overloaded",
+)  # fmt: skip
+CHANGE: Final = (*WRITE, "order_not_found", "version_mismatch")
+
+
+def headers_of(*names: str) -> dict[str, Any]:
+    """The documentation of the request headers that make a write conditional or repeatable."""
+    text = {"type": "string", "maxLength": 255}
+    return {"parameters": [{"name": name, "in": "header", "schema": text} for name in names]}
+
+
+async def commit(
+    request: Request,
+    rule: Rule,
+    order_id: int | None = None,
+    status: int = 200,
+    external: tuple[str, str] | None = None,
+) -> Answer:
+    """Commit what a request asks for, on its own conditions, and answer with the order."""
+    rate_limit.take("")
+    key = read_key(request.scope, "")
+    if_match = request.scope["bistro92.headers"].get(b"if-match")
+    done = asyncio.get_running_loop().create_future()
+    outcome = await order_book.submit(
+        Write(rule, done, status, order_id, key, read_tags(if_match) if if_match and order_id else None, external)
+    )
+    headers = [(b"etag", b'"%d"' % outcome.version)]
+    if outcome.status == 201:
+        headers.append((b"location", b"/api/order/%d" % outcome.order_id))
+    if outcome.replayed:
+        headers.append((b"idempotency-replayed", b"true"))
+    return Answer(outcome.status, b"" if outcome.status == 204 else outcome.body, *headers)
+
+
+NEW_ORDER: Final = headers_of("Idempotency-Key")
+CONDITIONAL: Final = headers_of("Idempotency-Key", "If-Match")
+
+
+@endpoint("POST", "/api/order", "orders", Order, *WRITE, "duplicate_order", status_code=201, openapi_extra=NEW_ORDER)
+async def create_order(request: Request, order: NewOrder) -> Any:
+    """Place an order. 201 means that it is on the disk."""
+    named = (order["source"], order["external_id"]) if "source" in order and "external_id" in order else None
+    return await commit(request, partial(place, new=order), status=201, external=named)
+
+
+@endpoint("PATCH", "/api/order/{order_id:int}", "orders", Order, *CHANGE, "invalid_transition", "order_closed",
+          "not_scheduled", openapi_extra=CONDITIONAL)  # fmt: skip
+async def amend_order(request: Request, order_id: int, amendment: Amendment) -> Any:
+    """Change an order's state, table, note, priority or time."""
+    return await commit(request, partial(amend, amendment=amendment), order_id)
+
+
+@endpoint("POST", "/api/order/{order_id:int}/items", "orders", Order, *CHANGE, "order_closed",
+          openapi_extra=CONDITIONAL)  # fmt: skip
+async def append_items(request: Request, order_id: int, more: MoreLines) -> Any:
+    """Append lines. They get the next places."""
+    return await commit(request, partial(append_lines, lines=more["items"]), order_id)
+
+
+@endpoint("PATCH", "/api/order/{order_id:int}/items/{line:int}", "orders", Order, *CHANGE, "line_not_found",
+          "order_closed", openapi_extra=CONDITIONAL)  # fmt: skip
+async def change_item(request: Request, order_id: int, line: int, change: LineChange) -> Any:
+    """Strike a line, take that back, or void it. Lines count from 1; the order follows its lines."""
+    return await commit(request, partial(mark_line, line=line, to=change["status"]), order_id)
+
+
+@endpoint("POST", "/api/order/{order_id:int}/cancel", "orders", Order, *CHANGE, "invalid_transition",
+          openapi_extra=CONDITIONAL)  # fmt: skip
+async def cancel_order(request: Request, order_id: int, why: Cancellation | None = None) -> Any:
+    """Cancel an order. It stays on record."""
+    return await commit(request, partial(cancel, reason=(why or {}).get("reason")), order_id)
+
+
+@endpoint("DELETE", "/api/order/{order_id:int}", "orders", None, *CHANGE, "invalid_transition", status_code=204,
+          openapi_extra=CONDITIONAL)  # fmt: skip
+async def delete_order(request: Request, order_id: int) -> Any:
+    """Cancel an order, as POST …/cancel does. An order is a record and is never erased."""
+    return await commit(request, partial(cancel, reason=None), order_id, status=204)
+
+
+@endpoint("GET", "/api/order/{order_id:int}", "orders", Order, "order_not_found", "storage_unavailable")
+async def get_order(request: Request, order_id: int) -> Any:
+    """An order as it stands. Its ETag is its version."""
+    body = await storage.order(order_id)
+    if body is None:
+        raise Problem("order_not_found", f"There is no order {order_id}.")
+    version = str(from_json(body)["version"])
+    tag = (b"etag", b'"%b"' % version.encode())
+    return Answer(304, b"", tag) if unchanged(request, version) else Answer(200, body, tag)
+
+
+class Change(TypedDict):
+    """One event of an order's history. `changes`: JSON pointer → [before, after]."""
+
+    seq: int
+    at: str
+    type: Literal["new_order", "order_updated", "order_scheduled"]
+    version: int
+    changes: dict[str, list[Any]]
+
+
+@endpoint("GET", "/api/order/{order_id:int}/events", "orders", list[Change], "order_not_found", "storage_unavailable")
+async def get_order_history(order_id: int) -> Any:
+    """What happened to an order, and when, oldest first; as far back as the log is kept."""
+    if await storage.order(order_id) is None:
+        raise Problem("order_not_found", f"There is no order {order_id}.")
+    rows = await storage.history(order_id)
+    return Answer(200, to_json([
+        Change(seq=seq, at=at, type=kind, version=from_json(body)["version"], changes=from_json(changes))
+        for seq, at, kind, changes, body in rows
+    ]))  # fmt: skip
+
+
+@endpoint("GET", "/api/orders", "orders", list[Order], *READ)
+async def list_orders(request: Request, query: Annotated[ListQuery, Query()]) -> Any:
+    """All orders that match, newest first. With a `limit`, Link names the next page while there is one."""
+    cursor = make_cursor(feed.epoch, feed.head)
+    tag = (b"etag", b'W/"%b"' % cursor.encode())
+    if unchanged(request, cursor):
+        return Answer(304, b"", tag)
+    if query.limit is None:
+        return await stream_orders(query, tag)
+    place = (f"?{request.scope['query_string']}", request.scope["bistro92.headers"].get(b"host", b""))
+    if (known := pages.get(place)) and tag in known.headers:
+        return known
+    rows = await storage.orders(query, query.limit + 1)
+    headers = [tag]
+    if len(rows) > query.limit:
+        rows.pop()
+        following = query.model_copy(update={"before": rows[-1][0]}).model_dump(exclude_defaults=True)
+        url = request.url.replace(query=urlencode(following, doseq=True))
+        headers.append((b"link", f'<{url}>; rel="next"'.encode()))
+    if len(pages) >= MAX_PAGES:
+        pages.clear()
+    pages[place] = Answer(200, b"[%b]" % b",".join([body for _, body in rows]), *headers)
+    return pages[place]
+
+
+async def stream_orders(query: ListQuery, tag: tuple[bytes, bytes]) -> ASGIApp:
+    """All orders that match, read and sent a page at a time: in constant memory, with no transaction held open."""
+    first = await storage.orders(query, PAGE_ROWS)
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        page, before = first, b"["
+        headers = [(b"content-type", b"application/json"), tag]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while len(page) == PAGE_ROWS:
+            body = before + b",".join([body for _, body in page])
+            await send_in_time(scope, send, {"type": "http.response.body", "body": body, "more_body": True})
+            page, before = await storage.orders(query.model_copy(update={"before": page[-1][0]}), PAGE_ROWS), b","
+        body = (before if page or before == b"[" else b"") + b",".join([body for _, body in page]) + b"]"
+        await send_in_time(scope, send, {"type": "http.response.body", "body": body})
+
+    return respond
+
+
+Quantity = TypedDict("Quantity", {"name": str, "quantity": int})
+PrepTimes = TypedDict("PrepTimes", {"count": int, "p50": int | None, "p90": int | None})  # nearest-rank percentiles
+
+
+class Stats(TypedDict):
+    """What a dashboard shows. `all_day`: what is still to be cooked over all open orders, biggest first."""
+
+    by_status: dict[Status, int]
+    all_day: list[Quantity]
+    prep_seconds: PrepTimes
+    oldest_open_seconds: int | None
+    orders_last_hour: int
+    subscribers: int
+    cursor: str
+    server_time: str
+
+
+@endpoint("GET", "/api/stats", "orders", Stats, "storage_unavailable")
+async def get_stats() -> Any:
+    """Counts and times over the kitchen, as of `cursor`; preparation times are those of the last 24 hours."""
+    all_day = [Quantity(name=name, quantity=quantity) for name, quantity in feed.all_day.most_common()]
+    oldest = min((event.entered_at for event in feed.board.values()), default=None)
+    cursor = make_cursor(feed.epoch, feed.head)
+    [row] = await storage.read(PREP_TIMES, yesterday=clock(hours=24), hour_ago=clock(hours=1))
+    counts = from_json(row[4])
+    return Answer(200, to_json(Stats(
+        by_status={status: counts.get(status, 0) for status in NEXT},
+        all_day=all_day,
+        prep_seconds=PrepTimes(count=row[0], p50=row[1], p90=row[2]),
+        oldest_open_seconds=max(0, int(time.time() - datetime.fromisoformat(oldest).timestamp())) if oldest else None,
+        orders_last_hour=row[3],
+        subscribers=len(manager),
+        cursor=cursor,
+        server_time=clock(),
+    )))  # fmt: skip
+
+
+class FeedQuery(BaseModel, extra="forbid"):
+    """What the feed can be asked for."""
+
+    after: Annotated[str | None, Field(description="the cursor to resume from")] = None
+    station: Annotated[Station | None, Field(description="only orders with a line for this station")] = None
+
+
+class ChangesQuery(BaseModel, extra="forbid"):
+    """What a poll can ask for."""
+
+    after: Annotated[str | None, Field(description="a cursor; without one, from now on")] = None
+    limit: Annotated[int, Field(ge=1, le=PAGE_ROWS)] = 100
+    wait: Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS, description="seconds, until something happens")] = 0
+
+
+EventType = Literal["new_order", "order_updated", "order_scheduled"]
+FeedEvent = TypedDict("FeedEvent", {"type": EventType, "order": Order, "cursor": str})
+Changes = TypedDict("Changes", {"events": list[FeedEvent], "cursor": str})
+
+
+@endpoint("GET", "/api/changes", "feed", Changes, *READ, "cursor_lost", "too_many_subscribers")
+async def poll_changes(query: Annotated[ChangesQuery, Query()]) -> Any:
+    """The events after a cursor. `wait` holds the request until there is one."""
+    events, cursor = await manager.changes(query.after, query.limit, query.wait)
+    found = b",".join([event.json for event in events])
+    return Answer(200, b'{"events":[%b],"cursor":"%b"}' % (found, cursor.encode()))
+
+
+@endpoint("GET", "/api/events", "feed", None, *READ, "too_many_subscribers", response_class=EventSourceResponse)
+async def stream_events(request: Request, query: Annotated[FeedQuery, Query()]) -> Any:
+    """The feed as server-sent events: `event` is the type, `id` the cursor. Last-Event-ID beats `after`."""
+    manager.admit()
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        kind, unbuffered = (b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")
+        headers = [kind, (b"cache-control", b"no-store"), unbuffered, CLOSE]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        subscriber = Subscriber(manager, scope, send, query.station)
+        await manager.serve(subscriber, request.headers.get("last-event-id") or query.after, receive)
+        with contextlib.suppress(TimeoutError):
+            await send_in_time(scope, send, {"type": "http.response.body", "body": b""})
+
+    return respond
+
+
+@app.websocket("/ws/orders")
+async def orders_socket(websocket: WebSocket) -> None:
+    """The feed for displays: `initial` or `resumed`, then every event."""
+    query = websocket.query_params
+    await websocket.accept()
+    try:
+        manager.admit()
+    except Problem as problem:
+        code, reason = 1013, problem.code
+    else:
+        batch = query.get("batch", "").lower() in {"true", "1"}
+        subscriber = Subscriber(manager, websocket.scope, websocket.send, query.get("station"), batch)
+        code, reason = await manager.serve(subscriber, query.get("after"), websocket.receive)
+    with contextlib.suppress(TimeoutError, RuntimeError, WebSocketDisconnect):
+        async with asyncio.timeout(DROP_SECONDS):
+            await websocket.close(code, reason)
+
+
+@endpoint("GET", "/healthz", "service", dict[str, str])
+async def healthz() -> Any:
+    """The process is alive."""
+    return Answer(200, b'{"status":"alive"}')
+
+
+@endpoint("GET", "/readyz", "service", dict[str, str], "storage_unavailable")
+async def readyz() -> Any:
+    """A commit is possible: one was just made."""
+    try:
+        await order_book.probe()
+    except TimeoutError as error:
+        raise Problem("storage_unavailable", "The database is busy.", RETRY) from error
+    return Answer(200, b'{"status":"ready"}')
+
+
+@endpoint("GET", "/metrics", "service", None, response_class=PlainTextResponse)
+async def metrics() -> Any:
+    """What Prometheus reads."""
+    return Answer(200, generate_latest(), media=CONTENT_TYPE_LATEST.encode())
+
+
+@app.get("/", include_in_schema=False)
+async def start_page() -> Any:
+    """Where a person lands."""
+    return RedirectResponse("/docs")
+
+
+def main() -> None:
+    """`python app.py`: serve as `uvicorn app:app` does, without an access log and without compressing every frame."""
+    parser = argparse.ArgumentParser(description="Bistro92, a real-time ordering backend for restaurants")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+    uvicorn.run(app, host=options.host, port=options.port, access_log=False, ws_per_message_deflate=False)
+
+
+if __name__ == "__main__":
+    main()
