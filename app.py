@@ -26,6 +26,7 @@ import itertools
 import logging
 import math
 import re
+import secrets
 import signal
 import sqlite3
 import sys
@@ -48,6 +49,7 @@ from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, format_sse_event
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Total
+from pwdlib import PasswordHash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import from_json, to_json
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -102,6 +104,7 @@ KEY_RETENTION_HOURS: Final = 72
 MAX_WAITING_WRITES: Final = 10_000
 MAX_BATCH: Final = 250  # writes in one commit: enough to share the disk's cost; the last one doesn't wait long
 GATHER_TURNS: Final = 4  # of the event loop before a commit: who was just answered often asks again
+MAX_LOGINS: Final = 50  # on their way at once: each costs tens of megabytes and milliseconds
 MAX_FAULTS: Final = 20  # named in one answer
 MAX_PAGES: Final = 100  # of the order list, kept as they were last answered
 PAGE_ROWS: Final = 500  # read at a time where all are streamed
@@ -115,7 +118,10 @@ BODY_SECONDS: Final = 20.0  # for the body of a request
 SEND_SECONDS: Final = 30.0  # for a peer that doesn't read
 DROP_SECONDS: Final = 10.0  # for the close frame of a dropped subscriber to get through
 STOP_SECONDS: Final = 5.0  # for requests under way once the server was told to stop
+SESSION_SECONDS: Final = 86_400
+MAX_LOGIN_DELAY: Final = 5.0  # after failures: slow for who guesses, never a lock-out
 FIRE_PERIOD: Final = 0.5
+REVOKE_PERIOD: Final = 0.5
 HOUSEKEEPING_PERIOD: Final = 60.0
 
 
@@ -135,14 +141,20 @@ def clock(**ago: float) -> str:
 
 CODES: Final = {
     "malformed_json": (400, "The body is not JSON"),
+    "unauthenticated": (401, "Who is asking is not known"),
+    "wrong_credentials": (401, "The username or the password is wrong"),
+    "forbidden": (403, "The role may not do that"),
     "forbidden_origin": (403, "This web origin may not do that"),
+    "protected_mode": (403, "There is no account yet, so only this machine is served"),
     "not_found": (404, "Nothing is here"),
     "order_not_found": (404, "There is no such order"),
     "line_not_found": (404, "The order has no such line"),
+    "token_not_found": (404, "There is no such token"),
     "method_not_allowed": (405, "The method is not allowed here"),
     "invalid_transition": (409, "The order cannot change like that"),
     "order_closed": (409, "The order is closed"),
     "not_scheduled": (409, "The order is no longer scheduled"),
+    "username_taken": (409, "The username is taken"),
     "duplicate_order": (409, "This order of the POS exists already"),
     "cursor_lost": (410, "The cursor cannot be resumed"),
     "version_mismatch": (412, "The order has changed meanwhile"),
@@ -158,6 +170,7 @@ CODES: Final = {
 """Every `code` an answer can carry, with its status and title (RFC 9457). Codes are stable, titles may change."""
 
 RETRY: Final = (b"retry-after", b"1")
+WHO: Final = (b"www-authenticate", b'Bearer realm="bistro92"')
 CLOSE: Final = (b"connection", b"close")
 
 
@@ -512,6 +525,15 @@ def differences(before: Order, after: Order) -> dict[str, list[Any]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Credential(NamedTuple):
+    """Who asks: a device's token, a login, or whoever sits at this machine while there are no accounts."""
+
+    id: int
+    name: str | None
+    role: str
+    expires_at: str | None  # None: never
+
+
 class Key(NamedTuple):
     """An idempotency key as one credential used it, and a hash of the request that it came with."""
 
@@ -541,6 +563,7 @@ class Write:
     key: Key | None = None
     if_match: frozenset[str] | None = None  # the versions that the caller accepts; None for any
     external: tuple[str, str] | None = None  # a new order's (source, external_id), unique
+    actor: str | None = None  # who does it, for the audit trail
 
 
 @dataclass(slots=True)
@@ -636,7 +659,7 @@ class Transaction:
         if after is before:
             outcome = Outcome(write.status, to_json(after), after["id"], after["version"])
             if key:
-                self._record(b"null", "", b"{}", frozenset(), outcome, key)
+                self._record(b"null", "", b"{}", frozenset(), outcome, write)
         else:
             outcome = self._save(before, after, write)
         if key:
@@ -683,16 +706,15 @@ class Transaction:
         orders[event.order_id] = after
         if write.external:
             externals[write.external] = event.order_id
-        self._record(b"%d" % event.seq, kind, changes, event.stations, outcome, write.key)
+        self._record(b"%d" % event.seq, kind, changes, event.stations, outcome, write)
         return outcome
 
     def _record(
-        self, seq: bytes, kind: str, changes: bytes, stations: frozenset[str], outcome: Outcome, key: Key | None
+        self, seq: bytes, kind: str, changes: bytes, stations: frozenset[str], outcome: Outcome, write: Write
     ) -> None:
-        self.records.append(
-            b'{"seq":%b,"type":"%b","changes":%b,"stations":%b,"order":%b,"status":%d,"key":%b}'
-            % (seq, kind.encode(), changes, to_json(sorted(stations)), outcome.body, outcome.status, to_json(key))
-        )
+        named = to_json({"stations": sorted(stations), "actor": write.actor, "key": write.key})
+        record = b'{"seq":%b,"type":"%b","changes":%b,"status":%d,"order":%b,%b'
+        self.records.append(record % (seq, kind.encode(), changes, outcome.status, outcome.body, named[1:]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -747,6 +769,7 @@ MIGRATIONS: Final = (
         at TEXT NOT NULL,
         type TEXT NOT NULL,
         order_id INTEGER NOT NULL REFERENCES orders (id),
+        actor TEXT,                     -- who did it; null while there are no accounts
         changes TEXT NOT NULL,          -- {"/status": ["received", "ready"], …}
         body TEXT NOT NULL              -- the order as it was then
     );
@@ -772,9 +795,10 @@ MIGRATIONS: Final = (
         INSERT OR IGNORE INTO order_stations (station, order_id)
             SELECT station.value, json_extract(record.value, '$.order.id')
             FROM json_each(NEW.records) AS record, json_each(record.value, '$.stations') AS station;
-        INSERT INTO events (seq, at, type, order_id, changes, body)
+        INSERT INTO events (seq, at, type, order_id, actor, changes, body)
             SELECT json_extract(value, '$.seq'), NEW.at, json_extract(value, '$.type'),
-                json_extract(value, '$.order.id'), json_extract(value, '$.changes'), json_extract(value, '$.order')
+                json_extract(value, '$.order.id'), json_extract(value, '$.actor'),
+                json_extract(value, '$.changes'), json_extract(value, '$.order')
             FROM json_each(NEW.records) WHERE json_extract(value, '$.seq') IS NOT NULL;
         INSERT INTO idempotency_keys (credential, key, fingerprint, status, answer, at)
             SELECT json_extract(value, '$.key[0]'), json_extract(value, '$.key[1]'), json_extract(value, '$.key[2]'),
@@ -782,6 +806,23 @@ MIGRATIONS: Final = (
             FROM json_each(NEW.records) WHERE json_extract(value, '$.key[1]') IS NOT NULL;
         UPDATE ledger SET seq = NEW.seq, last_order_id = NEW.last_order_id, counts = NEW.counts;
     END;
+    """,
+    """
+    CREATE TABLE users (
+        username TEXT PRIMARY KEY COLLATE NOCASE,
+        password TEXT NOT NULL,         -- argon2
+        role TEXT NOT NULL,
+        created_at TEXT NOT NULL
+    );
+    CREATE TABLE tokens (               -- of devices, and of logins
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        hash TEXT NOT NULL UNIQUE,      -- of the secret, which is shown once and not kept
+        name TEXT NOT NULL,             -- the device's, or the username
+        role TEXT NOT NULL,
+        is_session INTEGER NOT NULL,
+        created_at TEXT NOT NULL,
+        expires_at TEXT                 -- null: never
+    );
     """,
 )
 """What takes a database from each version to the next; `PRAGMA user_version` counts those that it has had."""
@@ -1011,7 +1052,7 @@ class Storage:
         return await self.read(query, after=after, rows=PAGE_ROWS)
 
     async def history(self, order_id: int) -> list[Any]:
-        query = "SELECT seq, at, type, changes, body FROM events WHERE order_id = :id ORDER BY seq"
+        query = "SELECT seq, at, type, actor, changes, body FROM events WHERE order_id = :id ORDER BY seq"
         return await self.read(query, id=order_id)
 
     async def order(self, order_id: int) -> bytes | None:
@@ -1123,6 +1164,7 @@ class Subscriber:
 
     def __init__(self, manager: ConnectionManager, scope: Scope, send: Send, station: str | None, batch: bool = False):
         self.manager, self.feed, self.station, self.batch = manager, manager.feed, station, batch
+        self.credential: Credential = scope["bistro92.credential"]
         self.is_socket = scope["type"] == "websocket"  # a display; else a reader of server-sent events
         self.transport: asyncio.Transport | None = scope["bistro92.transport"]
         self.position = 0  # `seq` of the last event that was handed to the socket
@@ -1339,13 +1381,17 @@ class ConnectionManager:
                 transport.write(close_frame(1013, b"too slow"))
             transport.close()
 
+    def dismiss(self, code: int, reason: str, credential_id: int | None = None) -> None:
+        """Close all subscribers, or those of one credential."""
+        for subscriber in self._subscribers:
+            if credential_id in (None, subscriber.credential.id) and not subscriber.over.done():
+                subscriber.over.set_result((code, reason))
+
     def stop(self) -> None:
         """The server stops: sockets are closed with 1012, streams and waiting polls end."""
         self.stopping = True
         self._ring()
-        for subscriber in self._subscribers:
-            if not subscriber.over.done():
-                subscriber.over.set_result((1012, "service restart"))
+        self.dismiss(1012, "service restart")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1467,7 +1513,153 @@ class OrderBook:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 9. HTTP plumbing
+# 9. Who may do what
+# ---------------------------------------------------------------------------------------------------------------------
+
+Role = Literal["manager", "pos", "kitchen", "viewer"]
+MAY: Final = {
+    "manager": {"read", "place", "amend", "cook", "manage"},
+    "pos": {"read", "place", "amend"},
+    "kitchen": {"read", "cook"},
+    "viewer": {"read"},
+}
+LOCAL: Final = Credential(0, None, "manager", None)
+SET_UP: Final = (
+    "Bistro92 is in protected mode: there is no account yet, so only clients on this machine are served. Create the "
+    "first account there: curl -d '{\"username\": \"...\", \"password\": \"...\"}' http://127.0.0.1:PORT/api/register"
+)
+FORWARDED: Final = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
+COOKIE: Final = "bistro92_session"
+
+
+def is_local(scope: Scope, headers: dict[bytes, bytes]) -> bool:
+    """Whether a connection comes from this machine and means it.
+
+    A `Host` that isn't loopback betrays a page that had its name rebound to 127.0.0.1; a forwarded request comes
+    from wherever the proxy heard it.
+    """
+    client, host = (scope["client"] or ("",))[0], headers.get(b"host", b"").decode("latin-1").lower()
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    loopback = (client.startswith("127.") or client == "::1") and name in {"localhost", "127.0.0.1", "[::1]"}
+    return loopback and not any(header in headers for header in FORWARDED)
+
+
+class Accounts:
+    """Users, devices and logins. Tokens are held in memory, so that knowing who asks costs a look-up."""
+
+    def __init__(self, storage: Storage, order_book: OrderBook, manager: ConnectionManager):
+        self._storage, self._order_book, self._manager = storage, order_book, manager
+        self._passwords = PasswordHash.recommended()
+        self._nobody = ""  # the hash that an unknown user's password is compared with, for the same answer and time
+        self._tokens: dict[str, Credential] = {}  # hash of the secret → whose it is
+        self._failures: dict[tuple[str, str], int] = {}  # (client, username) → failed logins in a row
+        self._logins = 0  # on their way
+        self.protected = True  # nobody has registered yet
+
+    async def load(self) -> None:
+        self._nobody = await asyncio.to_thread(self._passwords.hash, secrets.token_hex())
+        rows = await self._storage.read("SELECT hash, id, name, role, expires_at FROM tokens")
+        self._tokens = {hash: Credential(*rest) for hash, *rest in rows}
+        [(users,)] = await self._storage.read("SELECT count(*) FROM users")
+        self.protected = not users
+
+    def identify(self, scope: Scope, headers: dict[bytes, bytes]) -> Credential | None:
+        """Whose token a connection shows, in `Authorization: Bearer` or in the cookie; None where it is no good."""
+        if self.protected:
+            return LOCAL if is_local(scope, headers) else None
+        scheme, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            cookies = headers.get(b"cookie", b"").decode("latin-1").split(";")
+            pairs = dict(cookie.strip().partition("=")[::2] for cookie in cookies)
+            writes = scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD", "OPTIONS"}
+            if COOKIE not in pairs or (writes and b"origin" not in headers):  # a browser names the page's origin
+                return None
+            secret = pairs[COOKIE]
+        credential = self._tokens.get(hash_of(secret.strip()))
+        return credential if credential and not expired(credential) else None
+
+    async def register(self, username: str, password: str, role: Role) -> Role:
+        """Create an account; the first one is a manager's. Raises Problem where the name is taken."""
+        hashed = await self._hashing(self._passwords.hash, password)
+        async with self._order_book.write_lock:
+            role = "manager" if self.protected else role
+            statement = "INSERT INTO users VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1"
+            if not await self._storage.write(statement, (username, hashed, role, clock())):
+                raise Problem("username_taken", f"There is an account {username} already.")
+            self.protected = False
+        self._manager.dismiss(1008, "log in", LOCAL.id)
+        return role
+
+    async def login(self, client: str, username: str, password: str) -> tuple[str, Role, str]:
+        """Returns a session's secret, the role and when it expires. Raises Problem where the credentials are wrong.
+
+        After failures the same client waits longer and longer for the same name: nobody else does.
+        """
+        failed = self._failures.get((client, username), 0)
+        query = "SELECT password, role, username FROM users WHERE username = :name"
+        found = await self._storage.read(query, name=username)
+        known, role, name = found[0] if found else (self._nobody, None, "")
+        delay = 0.1 * 2 ** min(failed, 10) if failed else 0
+        if not await self._hashing(self._passwords.verify, password, known, delay=delay) or role is None:
+            if len(self._failures) >= MAX_WAITING_WRITES:
+                self._failures.clear()
+            self._failures[client, username] = failed + 1
+            raise Problem("wrong_credentials", "The username or the password is wrong.", WHO)
+        self._failures.pop((client, username), None)
+        expires_at = clock(seconds=-SESSION_SECONDS)
+        _, secret = await self.issue(name, role, expires_at, is_session=True)
+        return secret, role, expires_at
+
+    async def _hashing(self, work: Callable[..., Any], *arguments: str, delay: float = 0) -> Any:
+        """Run a slow hash in a thread; no more than MAX_LOGINS wait for one."""
+        if self._logins >= MAX_LOGINS:
+            raise Problem("rate_limited", "Too many logins are on their way.", RETRY)
+        self._logins += 1
+        try:
+            await asyncio.sleep(min(delay, MAX_LOGIN_DELAY))
+            return await asyncio.to_thread(work, *arguments)
+        finally:
+            self._logins -= 1
+
+    async def issue(self, name: str, role: Role, expires_at: str | None, is_session: bool = False) -> tuple[int, str]:
+        """Create a token. Returns its id, and the secret, which is kept nowhere."""
+        secret = f"b92_{secrets.token_urlsafe(32)}"
+        statement = "INSERT INTO tokens VALUES (NULL, ?, ?, ?, ?, ?, ?) RETURNING id"
+        values = (hash_of(secret), name, role, is_session, clock(), expires_at)
+        async with self._order_book.write_lock:
+            [(token_id,)] = await self._storage.write(statement, values)
+        self._tokens[hash_of(secret)] = Credential(token_id, name, role, expires_at)
+        return token_id, secret
+
+    async def revoke(self, token_id: int) -> bool:
+        """Forget a token and close its sockets and streams. False where there is none."""
+        async with self._order_book.write_lock:
+            found = await self._storage.write("DELETE FROM tokens WHERE id = ? RETURNING hash", (token_id,))
+        for (hashed,) in found:
+            self._tokens.pop(hashed, None)
+        self._manager.dismiss(1008, "revoked", token_id)
+        return bool(found)
+
+    async def keep_watch(self) -> None:
+        """Revoke what has expired, for as long as the server runs."""
+        while True:
+            await asyncio.sleep(REVOKE_PERIOD)
+            for credential in [credential for credential in self._tokens.values() if expired(credential)]:
+                with contextlib.suppress(Problem):
+                    await self.revoke(credential.id)
+
+
+def hash_of(secret: str) -> str:
+    """A token's secret is 256 random bits: a plain hash is enough to keep it from who reads the database."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def expired(credential: Credential) -> bool:
+    return credential.expires_at is not None and credential.expires_at <= clock()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 10. HTTP plumbing
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -1517,6 +1709,17 @@ def read_query(query: bytes, model: type[BaseModel]) -> BaseModel:
     return model.model_validate({name: found if name in lists else found[-1] for name, found in values.items()})
 
 
+def require(scope: Scope, *may: str) -> Credential:
+    """Who asks, if their role may do it all. Raises Problem where it may not, or where nobody knows who they are."""
+    credential: Credential | None = scope["bistro92.credential"]
+    if credential is None:
+        detail = "Log in (POST /api/login), or send a token: Authorization: Bearer ..."
+        raise Problem("unauthenticated", detail, WHO)
+    if not MAY[credential.role].issuperset(may):
+        raise Problem("forbidden", f"The role {credential.role} may not {' and '.join(sorted(may))}.")
+    return credential
+
+
 class Route(APIRoute):
     """A route that FastAPI documents and this class serves.
 
@@ -1525,6 +1728,8 @@ class Route(APIRoute):
     query is validated by its model, a body by pydantic's core straight from its bytes. An endpoint returns an ASGI
     app, mostly an Answer.
     """
+
+    may: str | None = None  # what a role must be allowed to do, to come here; None: nothing
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -1539,6 +1744,8 @@ class Route(APIRoute):
         if scope["method"] not in (self.methods or ()):
             raise HTTPException(405)
         try:
+            if self.may:
+                require(scope, self.may)
             arguments = {**scope.get("path_params", {})}
             if self._query:
                 arguments[self._query.name] = read_query(scope["query_string"], self._query.field_info.annotation)
@@ -1632,12 +1839,16 @@ class Bistro92(FastAPI):
         headers = scope["bistro92.headers"] = dict(scope["headers"])
         # ASGI can neither write to many sockets at once nor abort one; uvicorn shows the transport behind `send`.
         transport = scope["bistro92.transport"] = getattr(getattr(send, "__self__", None), "transport", None)
+        scope["bistro92.credential"] = accounts.identify(scope, headers)
         self.in_flight.add(transport)
         try:
-            if b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), scope["path"]))):
+            if accounts.protected and not scope["bistro92.credential"]:
+                await self.refuse(Problem("protected_mode", SET_UP), scope, receive, send)
+            elif b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), scope["path"]))):
                 await route.handle(scope, receive, send)  # middleware and a search would cost more than a commit
             elif b"origin" in headers and not self._may_call(scope, headers):
-                await self._refuse(scope, receive, send)
+                detail = "A page of this origin may not do that; BISTRO92_ALLOWED_ORIGINS names those that may."
+                await self.refuse(Problem("forbidden_origin", detail), scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
         finally:
@@ -1651,12 +1862,13 @@ class Bistro92(FastAPI):
         return known or scope.get("method") in {"GET", "HEAD", "OPTIONS"}
 
     @staticmethod
-    async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": "forbidden_origin"})
-        else:
-            detail = "A page of this origin may not do that; BISTRO92_ALLOWED_ORIGINS names those that may."
-            await Problem("forbidden_origin", detail).answer()(scope, receive, send)
+    async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a problem instead of what was asked for: a WebSocket's handshake, too."""
+
+        async def deny(message: Message) -> None:
+            await send({**message, "type": f"websocket.{message['type']}"})
+
+        await problem.answer()(scope, receive, deny if scope["type"] == "websocket" else send)
 
     @staticmethod
     async def _speak_plainly(send: Send, message: Message) -> None:
@@ -1675,7 +1887,7 @@ class Bistro92(FastAPI):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 10. The app and its endpoints
+# 11. The app and its endpoints
 # ---------------------------------------------------------------------------------------------------------------------
 
 try:
@@ -1687,6 +1899,7 @@ storage = Storage(settings.database_url)
 feed = Feed(kept_bytes=2 * settings.subscriber_queue_bytes)
 manager = ConnectionManager(feed, storage, settings)
 order_book = OrderBook(storage, manager, settings)
+accounts = Accounts(storage, order_book, manager)
 rate_limit = RateLimit(settings.rate_limit)
 pages: dict[tuple[str, bytes], Answer] = {}  # (path with query, host) → what was answered last; its ETag tells when
 
@@ -1698,8 +1911,9 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     [(epoch, seq, oldest)] = await storage.read("SELECT epoch, seq, (SELECT min(seq) FROM events) FROM ledger")
     board = await storage.orders(ListQuery(status=["open"]), rows=-1)
     feed.load(epoch, seq, seq if oldest is None else oldest - 1, [body for _, body in board])
-    background = (manager.broadcast, order_book.keep_time, order_book.keep_house, cut_off_slow_bodies)
-    tasks = [asyncio.create_task(work()) for work in background]
+    await accounts.load()
+    routine = (order_book.keep_time, order_book.keep_house, accounts.keep_watch, cut_off_slow_bodies)
+    tasks = [asyncio.create_task(work()) for work in (manager.broadcast, *routine)]
     for task in tasks:
         task.add_done_callback(on_task_done)
     on_stop(app)
@@ -1777,10 +1991,13 @@ async def mistake(request: Request, error: Exception) -> Any:
     return Problem("internal_error", "The server made a mistake. It has been logged.").answer()
 
 
-def endpoint(method: str, path: str, tag: str, model: Any, *codes: str, **options: Any) -> Callable[[Any], Any]:
-    """An endpoint with its documentation: what it answers, and each code that it can refuse with."""
+def endpoint(
+    method: str, path: str, tag: str, may: str | None, model: Any, *codes: str, **options: Any
+) -> Callable[[Any], Any]:
+    """An endpoint with its documentation: who may come, what it answers, each code that it can refuse with."""
     described: dict[int, list[str]] = {}
-    for code in (*codes, "internal_error"):
+    refusals = ("unauthenticated", "forbidden") if may else ()
+    for code in (*codes, *refusals, "protected_mode", "internal_error"):
         described.setdefault(CODES[code][0], []).append(f"{CODES[code][1]} (`{code}`)")
     responses = {status: {"model": ProblemDetails, "description": " · ".join(all)} for status, all in described.items()}
 
@@ -1788,8 +2005,10 @@ def endpoint(method: str, path: str, tag: str, model: Any, *codes: str, **option
         name = function.__name__
         details = {"response_model": model, "operation_id": name, "tags": [tag], "responses": responses, **options}
         app.add_api_route(path, function, methods=[method], **details)
+        route: Any = app.routes[-1]
+        route.may = may
         if "{" not in path:
-            app.direct[method, path] = app.routes[-1]
+            app.direct[method, path] = route
         return function
 
     return register
@@ -1817,13 +2036,13 @@ async def commit(
     external: tuple[str, str] | None = None,
 ) -> Answer:
     """Commit what a request asks for, on its own conditions, and answer with the order."""
-    rate_limit.take("")
-    key = read_key(request.scope, "")
-    if_match = request.scope["bistro92.headers"].get(b"if-match")
+    who: Credential = request.scope["bistro92.credential"]
+    rate_limit.take(str(who.id))
+    key = read_key(request.scope, str(who.id))
+    if_match = request.scope["bistro92.headers"].get(b"if-match") if order_id else None
+    versions = read_tags(if_match) if if_match else None
     done = asyncio.get_running_loop().create_future()
-    outcome = await order_book.submit(
-        Write(rule, done, status, order_id, key, read_tags(if_match) if if_match and order_id else None, external)
-    )
+    outcome = await order_book.submit(Write(rule, done, status, order_id, key, versions, external, who.name))
     headers = [(b"etag", b'"%d"' % outcome.version)]
     if outcome.status == 201:
         headers.append((b"location", b"/api/order/%d" % outcome.order_id))
@@ -1836,49 +2055,54 @@ NEW_ORDER: Final = headers_of("Idempotency-Key")
 CONDITIONAL: Final = headers_of("Idempotency-Key", "If-Match")
 
 
-@endpoint("POST", "/api/order", "orders", Order, *WRITE, "duplicate_order", status_code=201, openapi_extra=NEW_ORDER)
+@endpoint("POST", "/api/order", "orders", "place", Order, *WRITE, "duplicate_order", status_code=201,
+          openapi_extra=NEW_ORDER)  # fmt: skip
 async def create_order(request: Request, order: NewOrder) -> Any:
     """Place an order. 201 means that it is on the disk."""
     named = (order["source"], order["external_id"]) if "source" in order and "external_id" in order else None
     return await commit(request, partial(place, new=order), status=201, external=named)
 
 
-@endpoint("PATCH", "/api/order/{order_id:int}", "orders", Order, *CHANGE, "invalid_transition", "order_closed",
-          "not_scheduled", openapi_extra=CONDITIONAL)  # fmt: skip
+@endpoint("PATCH", "/api/order/{order_id:int}", "orders", "read", Order, *CHANGE, "invalid_transition",
+          "order_closed", "not_scheduled", openapi_extra=CONDITIONAL)  # fmt: skip
 async def amend_order(request: Request, order_id: int, amendment: Amendment) -> Any:
     """Change an order's state, table, note, priority or time."""
+    cooking = "status" in amendment and amendment["status"] != "cancelled"
+    require(request.scope, *["cook"] * cooking, *["amend"] * (not cooking or len(amendment) > 1))
     return await commit(request, partial(amend, amendment=amendment), order_id)
 
 
-@endpoint("POST", "/api/order/{order_id:int}/items", "orders", Order, *CHANGE, "order_closed",
+@endpoint("POST", "/api/order/{order_id:int}/items", "orders", "amend", Order, *CHANGE, "order_closed",
           openapi_extra=CONDITIONAL)  # fmt: skip
 async def append_items(request: Request, order_id: int, more: MoreLines) -> Any:
     """Append lines. They get the next places."""
     return await commit(request, partial(append_lines, lines=more["items"]), order_id)
 
 
-@endpoint("PATCH", "/api/order/{order_id:int}/items/{line:int}", "orders", Order, *CHANGE, "line_not_found",
+@endpoint("PATCH", "/api/order/{order_id:int}/items/{line:int}", "orders", "read", Order, *CHANGE, "line_not_found",
           "order_closed", openapi_extra=CONDITIONAL)  # fmt: skip
 async def change_item(request: Request, order_id: int, line: int, change: LineChange) -> Any:
     """Strike a line, take that back, or void it. Lines count from 1; the order follows its lines."""
+    if change["status"] != "voided" or "amend" not in MAY[require(request.scope).role]:
+        require(request.scope, "cook")
     return await commit(request, partial(mark_line, line=line, to=change["status"]), order_id)
 
 
-@endpoint("POST", "/api/order/{order_id:int}/cancel", "orders", Order, *CHANGE, "invalid_transition",
+@endpoint("POST", "/api/order/{order_id:int}/cancel", "orders", "amend", Order, *CHANGE, "invalid_transition",
           openapi_extra=CONDITIONAL)  # fmt: skip
 async def cancel_order(request: Request, order_id: int, why: Cancellation | None = None) -> Any:
     """Cancel an order. It stays on record."""
     return await commit(request, partial(cancel, reason=(why or {}).get("reason")), order_id)
 
 
-@endpoint("DELETE", "/api/order/{order_id:int}", "orders", None, *CHANGE, "invalid_transition", status_code=204,
-          openapi_extra=CONDITIONAL)  # fmt: skip
+@endpoint("DELETE", "/api/order/{order_id:int}", "orders", "amend", None, *CHANGE, "invalid_transition",
+          status_code=204, openapi_extra=CONDITIONAL)  # fmt: skip
 async def delete_order(request: Request, order_id: int) -> Any:
     """Cancel an order, as POST …/cancel does. An order is a record and is never erased."""
     return await commit(request, partial(cancel, reason=None), order_id, status=204)
 
 
-@endpoint("GET", "/api/order/{order_id:int}", "orders", Order, "order_not_found", "storage_unavailable")
+@endpoint("GET", "/api/order/{order_id:int}", "orders", "read", Order, "order_not_found", "storage_unavailable")
 async def get_order(request: Request, order_id: int) -> Any:
     """An order as it stands. Its ETag is its version."""
     body = await storage.order(order_id)
@@ -1895,23 +2119,25 @@ class Change(TypedDict):
     seq: int
     at: str
     type: Literal["new_order", "order_updated", "order_scheduled"]
+    by: str | None
     version: int
     changes: dict[str, list[Any]]
 
 
-@endpoint("GET", "/api/order/{order_id:int}/events", "orders", list[Change], "order_not_found", "storage_unavailable")
+@endpoint("GET", "/api/order/{order_id:int}/events", "orders", "read", list[Change], "order_not_found",
+          "storage_unavailable")  # fmt: skip
 async def get_order_history(order_id: int) -> Any:
     """What happened to an order, and when, oldest first; as far back as the log is kept."""
     if await storage.order(order_id) is None:
         raise Problem("order_not_found", f"There is no order {order_id}.")
     rows = await storage.history(order_id)
     return Answer(200, to_json([
-        Change(seq=seq, at=at, type=kind, version=from_json(body)["version"], changes=from_json(changes))
-        for seq, at, kind, changes, body in rows
+        Change(seq=seq, at=at, type=kind, by=by, version=from_json(body)["version"], changes=from_json(changes))
+        for seq, at, kind, by, changes, body in rows
     ]))  # fmt: skip
 
 
-@endpoint("GET", "/api/orders", "orders", list[Order], *READ)
+@endpoint("GET", "/api/orders", "orders", "read", list[Order], *READ)
 async def list_orders(request: Request, query: Annotated[ListQuery, Query()]) -> Any:
     """All orders that match, newest first. With a `limit`, Link names the next page while there is one."""
     cursor = make_cursor(feed.epoch, feed.head)
@@ -1971,7 +2197,7 @@ class Stats(TypedDict):
     server_time: str
 
 
-@endpoint("GET", "/api/stats", "orders", Stats, "storage_unavailable")
+@endpoint("GET", "/api/stats", "orders", "read", Stats, "storage_unavailable")
 async def get_stats() -> Any:
     """Counts and times over the kitchen, as of `cursor`; preparation times are those of the last 24 hours."""
     all_day = [Quantity(name=name, quantity=quantity) for name, quantity in feed.all_day.most_common()]
@@ -2011,7 +2237,7 @@ FeedEvent = TypedDict("FeedEvent", {"type": EventType, "order": Order, "cursor":
 Changes = TypedDict("Changes", {"events": list[FeedEvent], "cursor": str})
 
 
-@endpoint("GET", "/api/changes", "feed", Changes, *READ, "cursor_lost", "too_many_subscribers")
+@endpoint("GET", "/api/changes", "feed", "read", Changes, *READ, "cursor_lost", "too_many_subscribers")
 async def poll_changes(query: Annotated[ChangesQuery, Query()]) -> Any:
     """The events after a cursor. `wait` holds the request until there is one."""
     events, cursor = await manager.changes(query.after, query.limit, query.wait)
@@ -2019,7 +2245,7 @@ async def poll_changes(query: Annotated[ChangesQuery, Query()]) -> Any:
     return Answer(200, b'{"events":[%b],"cursor":"%b"}' % (found, cursor.encode()))
 
 
-@endpoint("GET", "/api/events", "feed", None, *READ, "too_many_subscribers", response_class=EventSourceResponse)
+@endpoint("GET", "/api/events", "feed", "read", None, *READ, "too_many_subscribers", response_class=EventSourceResponse)
 async def stream_events(request: Request, query: Annotated[FeedQuery, Query()]) -> Any:
     """The feed as server-sent events: `event` is the type, `id` the cursor. Last-Event-ID beats `after`."""
     manager.admit()
@@ -2039,6 +2265,11 @@ async def stream_events(request: Request, query: Annotated[FeedQuery, Query()]) 
 @app.websocket("/ws/orders")
 async def orders_socket(websocket: WebSocket) -> None:
     """The feed for displays: `initial` or `resumed`, then every event."""
+    try:
+        require(websocket.scope, "read")
+    except Problem as problem:
+        await app.refuse(problem, websocket.scope, websocket.receive, websocket.send)
+        return
     query = websocket.query_params
     await websocket.accept()
     try:
@@ -2054,13 +2285,112 @@ async def orders_socket(websocket: WebSocket) -> None:
             await websocket.close(code, reason)
 
 
-@endpoint("GET", "/healthz", "service", dict[str, str])
+class Registration(TypedDict):
+    """An account to create. The first one is a manager's, whatever it says."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    username: Annotated[Text, Field(min_length=1, max_length=64)]
+    password: Annotated[Text, Field(min_length=8, max_length=1024)]
+    role: NotRequired[Role]
+
+
+class Login(TypedDict):
+    """Who logs in."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    username: Annotated[Text, Field(max_length=64)]
+    password: Annotated[Text, Field(max_length=1024)]
+
+
+class NewToken(TypedDict):
+    """A device to let in."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    name: Annotated[Text, Field(min_length=1, max_length=64)]
+    role: Role
+    expires_in_days: NotRequired[Annotated[int, Field(ge=1, le=3650)] | None]
+
+
+Account = TypedDict("Account", {"username": str, "role": Role})
+Session = TypedDict("Session", {"token": str, "role": Role, "expires_at": str})
+
+
+class Token(TypedDict):
+    """A device's token; its secret is only in the answer that created it."""
+
+    id: int
+    name: str
+    role: Role
+    created_at: str
+    expires_at: str | None
+    token: NotRequired[str]
+
+
+BODY: Final = ("malformed_json", "body_too_large", "forbidden_origin", *READ)
+
+
+@endpoint("POST", "/api/register", "accounts", None, Account, *BODY, "username_taken", "unauthenticated", "forbidden",
+          "rate_limited", status_code=201)  # fmt: skip
+async def register(request: Request, new: Registration) -> Any:
+    """Create an account. The first one can be created from this machine only; later ones by a manager."""
+    require(request.scope, "manage")
+    role = await accounts.register(new["username"], new["password"], new.get("role", "viewer"))
+    return Answer(201, to_json(Account(username=new["username"], role=role)))
+
+
+@endpoint("POST", "/api/login", "accounts", None, Session, *BODY, "wrong_credentials", "rate_limited")
+async def log_in(request: Request, who: Login) -> Any:
+    """Begin a session: a token for programs, and the same one as a cookie for browsers."""
+    client = request.client.host if request.client else ""
+    secret, role, expires_at = await accounts.login(client, who["username"], who["password"])
+    secure = "; Secure" if request.url.scheme == "https" else ""
+    cookie = f"{COOKIE}={secret}; Path=/; Max-Age={SESSION_SECONDS}; HttpOnly; SameSite=Strict{secure}".encode()
+    session = Session(token=secret, role=role, expires_at=expires_at)
+    return Answer(200, to_json(session), (b"set-cookie", cookie), (b"cache-control", b"no-store"))
+
+
+@endpoint("POST", "/api/logout", "accounts", "read", None, "forbidden_origin", "storage_unavailable", status_code=204)
+async def log_out(request: Request) -> Any:
+    """End the session that asks: its token is good for nothing from now on."""
+    await accounts.revoke(request.scope["bistro92.credential"].id)
+    return Answer(204, b"", (b"set-cookie", f"{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict".encode()))
+
+
+@endpoint("POST", "/api/tokens", "accounts", "manage", Token, *BODY, status_code=201)
+async def create_token(new: NewToken) -> Any:
+    """Let a device in. The secret is in this answer and nowhere else."""
+    days = new.get("expires_in_days")
+    expires_at = clock(days=-days) if days else None
+    token_id, secret = await accounts.issue(new["name"], new["role"], expires_at)
+    name, role = new["name"], new["role"]
+    token = Token(id=token_id, name=name, role=role, created_at=clock(), expires_at=expires_at, token=secret)
+    return Answer(201, to_json(token), (b"cache-control", b"no-store"))
+
+
+@endpoint("GET", "/api/tokens", "accounts", "manage", list[Token], "storage_unavailable")
+async def list_tokens() -> Any:
+    """The devices that are let in."""
+    query = "SELECT id, name, role, created_at, expires_at FROM tokens WHERE NOT is_session ORDER BY id"
+    names = ("id", "name", "role", "created_at", "expires_at")
+    return Answer(200, to_json([dict(zip(names, row, strict=True)) for row in await storage.read(query)]))
+
+
+@endpoint("DELETE", "/api/tokens/{token_id:int}", "accounts", "manage", None, "token_not_found", "forbidden_origin",
+          "storage_unavailable", status_code=204)  # fmt: skip
+async def delete_token(token_id: int) -> Any:
+    """Let a device in no longer; its sockets and streams are closed."""
+    if token_id >= 2**63 or not await accounts.revoke(token_id):
+        raise Problem("token_not_found", f"There is no token {token_id}.")
+    return Answer(204, b"")
+
+
+@endpoint("GET", "/healthz", "service", None, dict[str, str])
 async def healthz() -> Any:
     """The process is alive."""
     return Answer(200, b'{"status":"alive"}')
 
 
-@endpoint("GET", "/readyz", "service", dict[str, str], "storage_unavailable")
+@endpoint("GET", "/readyz", "service", None, dict[str, str], "storage_unavailable")
 async def readyz() -> Any:
     """A commit is possible: one was just made."""
     try:
@@ -2070,7 +2400,7 @@ async def readyz() -> Any:
     return Answer(200, b'{"status":"ready"}')
 
 
-@endpoint("GET", "/metrics", "service", None, response_class=PlainTextResponse)
+@endpoint("GET", "/metrics", "service", "read", None, response_class=PlainTextResponse)
 async def metrics() -> Any:
     """What Prometheus reads."""
     return Answer(200, generate_latest(), media=CONTENT_TYPE_LATEST.encode())
