@@ -36,6 +36,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, NotRequired
 from urllib.parse import parse_qs, urlencode
 
@@ -44,9 +45,10 @@ from databases import Database
 from databases.core import Connection
 from fastapi import FastAPI, Query, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, format_sse_event
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Total
 from pwdlib import PasswordHash
@@ -1559,7 +1561,7 @@ class Accounts:
     async def load(self) -> None:
         self._nobody = await asyncio.to_thread(self._passwords.hash, secrets.token_hex())
         rows = await self._storage.read("SELECT hash, id, name, role, expires_at FROM tokens")
-        self._tokens = {hash: Credential(*rest) for hash, *rest in rows}
+        self._tokens = {hashed: Credential(*rest) for hashed, *rest in rows}
         [(users,)] = await self._storage.read("SELECT count(*) FROM users")
         self.protected = not users
 
@@ -1999,7 +2001,7 @@ def endpoint(
     refusals = ("unauthenticated", "forbidden") if may else ()
     for code in (*codes, *refusals, "protected_mode", "internal_error"):
         described.setdefault(CODES[code][0], []).append(f"{CODES[code][1]} (`{code}`)")
-    responses = {status: {"model": ProblemDetails, "description": " · ".join(all)} for status, all in described.items()}
+    responses = {code: {"model": ProblemDetails, "description": " · ".join(why)} for code, why in described.items()}
 
     def register(function: Any) -> Any:
         name = function.__name__
@@ -2406,10 +2408,36 @@ async def metrics() -> Any:
     return Answer(200, generate_latest(), media=CONTENT_TYPE_LATEST.encode())
 
 
-@app.get("/", include_in_schema=False)
-async def start_page() -> Any:
-    """Where a person lands."""
-    return RedirectResponse("/docs")
+SCREENS: Final = Path(__file__).parent / "screens"
+PAGES: Final = {"/": "start", **{f"/{name}": name for name in ("kitchen", "pos", "dashboard", "ready", "account")}}
+PAGE_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+class Screens(StaticFiles):
+    """What the pages are made of."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+async def show_page(request: Request) -> Response:
+    """The screen that a path names; the API's documentation where there are no screens."""
+    page = SCREENS / f"{PAGES[request.url.path]}.html"
+    return FileResponse(page, headers=PAGE_HEADERS) if page.is_file() else RedirectResponse("/docs")
+
+
+for path in PAGES if SCREENS.is_dir() else ["/"]:
+    app.add_route(path, show_page, include_in_schema=False)
+if SCREENS.is_dir():
+    app.mount("/screens", Screens(directory=SCREENS))
 
 
 def main() -> None:
