@@ -888,7 +888,7 @@ def driver_errors() -> Iterator[None]:
 class ListQuery(BaseModel, extra="forbid"):
     """What `GET /api/orders` can be asked for."""
 
-    status: Annotated[list[Status | Literal["open"]], Field(description="repeatable; open: the current ones")] = []
+    status: Annotated[list[Literal[Status, "open"]], Field(description="repeatable; open: the current ones")] = []
     table: Table | None = None
     station: Station | None = None
     source: Source | None = None
