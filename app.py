@@ -1093,6 +1093,8 @@ class Feed:
     def load(self, epoch: str, head: int, floor: int, orders: Iterable[bytes]) -> None:
         """Begin where the database stands; `orders` are all open ones, as JSON."""
         self.epoch, self.head, self.floor = epoch, head, floor
+        for forgotten in (self.recent, self.board, self.all_day, self._snapshots):
+            forgotten.clear()
         for body in orders:
             self._show(Event(head, "new_order", from_json(body), body, epoch))
 
@@ -1326,6 +1328,7 @@ class ConnectionManager:
         if events is not None:
             return events[:PAGE_ROWS]
         rows = await self._storage.events(seq)
+        rows = [row for row in rows if row[0] <= self.feed.head]  # what is committed but not published has its turn
         if not rows or rows[0][0] != seq + 1:
             return None
         return [Event(row[0], row[1], from_json(row[2]), row[2].encode(), self.feed.epoch) for row in rows]
@@ -1434,8 +1437,8 @@ class OrderBook:
 
     async def _commit_waiting(self) -> None:
         try:
-            async with self.write_lock:
-                while self._waiting:
+            while self._waiting:
+                async with self.write_lock:  # taken anew for each commit: probes and housekeeping get their turn
                     for _ in range(GATHER_TURNS):
                         await asyncio.sleep(0)
                     await self._commit([self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))])
@@ -1443,8 +1446,8 @@ class OrderBook:
             self._committing = None
 
     async def _commit(self, writes: Sequence[Write]) -> None:
-        """Decide and save some writes in one transaction, publish, answer each caller. Never raises."""
-        started, answers = time.perf_counter(), list[Outcome | Exception]()
+        """Decide and save some writes in one transaction, answer each caller, publish."""
+        started, answers, events = time.perf_counter(), list[Outcome | Exception](), list[Event]()
         try:
             transaction = Transaction(await self._storage.recall(writes), clock())
             for write in writes:
@@ -1454,6 +1457,7 @@ class OrderBook:
                     answers.append(refusal)
             if transaction.records:
                 await self._storage.commit(transaction)
+            events = transaction.events
         except Problem as problem:
             answers = [problem] * len(writes)
         except Exception as error:  # a bug in a rule, or a constraint that the rules don't know: it fails alone
@@ -1462,9 +1466,6 @@ class OrderBook:
                     await self._commit([write])
                 return
             answers = [error]
-        else:
-            if transaction.events:
-                self._manager.publish(transaction.events)
         for write, answer in zip(writes, answers, strict=True):
             if write.done.done():  # the caller is gone
                 continue
@@ -1472,11 +1473,25 @@ class OrderBook:
                 write.done.set_exception(answer)
             else:
                 write.done.set_result(answer)
+        try:
+            if events:
+                self._manager.publish(events)
+        except Exception:  # what is committed stands; screens get it from the log
+            logger.critical("events could not be published; the feed is loaded anew", exc_info=True)
+            await self.load_feed()
         refused = sum(isinstance(answer, Exception) for answer in answers)
         WRITES.labels("refused").inc(refused)
         WRITES.labels("accepted").inc(len(answers) - refused)
         COMMIT_SECONDS.observe(time.perf_counter() - started)
         BATCH_WRITES.observe(len(writes))
+
+    async def load_feed(self) -> None:
+        """Let the feed begin where the database stands."""
+        [(epoch, seq, oldest)] = await self._storage.read(
+            "SELECT epoch, seq, (SELECT min(seq) FROM events) FROM ledger"
+        )
+        board = await self._storage.orders(ListQuery(status=["open"]), rows=-1)
+        self._manager.feed.load(epoch, seq, seq if oldest is None else oldest - 1, [body for _, body in board])
 
     async def probe(self) -> None:
         """Show that a commit is possible. Raises Problem, or TimeoutError where others hold the lock too long."""
@@ -1910,9 +1925,7 @@ pages: dict[tuple[str, bytes], Answer] = {}  # (path with query, host) → what 
 async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     """Open the database, start what runs in the background, and stop in order; on_stop() has been called by then."""
     await storage.open()
-    [(epoch, seq, oldest)] = await storage.read("SELECT epoch, seq, (SELECT min(seq) FROM events) FROM ledger")
-    board = await storage.orders(ListQuery(status=["open"]), rows=-1)
-    feed.load(epoch, seq, seq if oldest is None else oldest - 1, [body for _, body in board])
+    await order_book.load_feed()
     await accounts.load()
     routine = (order_book.keep_time, order_book.keep_house, accounts.keep_watch, cut_off_slow_bodies)
     tasks = [asyncio.create_task(work()) for work in (manager.broadcast, *routine)]
