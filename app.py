@@ -32,6 +32,7 @@ import signal
 import sqlite3
 import sys
 import time
+from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ from pwdlib import PasswordHash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import from_json, to_json
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -110,6 +112,7 @@ GATHER_TURNS: Final = 4  # of the event loop before a commit: who was just answe
 MAX_LOGINS: Final = 50  # on their way at once: each costs tens of megabytes and milliseconds
 MAX_FAULTS: Final = 20  # named in one answer
 MAX_PAGES: Final = 100  # of the order list, kept as they were last answered
+FEW_ROWS: Final = 20_000  # may be sorted for an answer
 PAGE_ROWS: Final = 500  # read at a time where all are streamed
 SOCKET_BYTES: Final = 65_536  # in a socket's own buffer; with more a subscriber is behind
 SUBSCRIBERS_AT_ONCE: Final = 64  # written to before other tasks, such as POSTs, get their turn
@@ -126,12 +129,11 @@ MAX_LOGIN_DELAY: Final = 5.0  # after failures: slow for who guesses, never a lo
 FIRE_PERIOD: Final = 0.5
 REVOKE_PERIOD: Final = 0.5
 HOUSEKEEPING_PERIOD: Final = 60.0
-STATS_SECONDS: Final = 5  # how long a day's times are taken as known while no order changes
 
 
 def rfc3339(moment: datetime) -> str:
     """`2026-11-20T18:15:02Z`: UTC, whole seconds, so that text order is time order."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 def clock(**ago: float) -> str:
@@ -408,9 +410,9 @@ def move(order: Order, now: str, to: Status) -> Order:
 def amend(order: Order, now: str, amendment: Amendment) -> Order:
     """Table, note, priority or time are changed, and then the state."""
     to = amendment.get("status")
-    changed: dict[str, Any] = {
-        name: value for name, value in amendment.items() if name != "status" and order.get(name) != value
-    }
+    default: dict[str, Any] = {"priority": "normal", "note": ""}
+    changed: dict[str, Any] = {name: value or "" for name, value in amendment.items() if name != "status"}
+    changed = {name: value for name, value in changed.items() if order.get(name, default.get(name)) != value}
     after = order
     if changed:
         if order["status"] == "cancelled":
@@ -418,7 +420,7 @@ def amend(order: Order, now: str, amendment: Amendment) -> Order:
         if "fire_at" in changed and order["status"] != "scheduled":
             raise Problem("not_scheduled", f"The order is {order['status']}; its time can no longer change.")
         after = _draft(order, **changed)
-        if after.get("note", "") is None:
+        if changed.get("note") == "":
             del after["note"]
         if "fire_at" in changed and changed["fire_at"] <= now:
             after = move(after, now, "received")
@@ -593,7 +595,8 @@ class Event:
     """One entry of the log, with what a screen needs of it; serialized once, for all who get it."""
 
     __slots__ = (
-        "body", "cooking", "cursor", "end", "entered_at", "json", "kind", "open", "order_id", "seq", "stations",
+        "body", "cooking", "cursor", "end", "entered_at", "json", "kind", "open", "order_id", "ready_at", "seq",
+        "stations",
     )  # fmt: skip
 
     def __init__(self, seq: int, kind: str, order: Order, body: bytes, epoch: str):
@@ -601,6 +604,7 @@ class Event:
         self.order_id = order["id"]
         self.open = order["status"] in OPEN
         self.entered_at = order.get("fired_at", order["created_at"])
+        self.ready_at = order.get("ready_at")
         self.stations = stations_of(order)
         self.cooking = still_to_cook(order)
         self.cursor = make_cursor(epoch, seq)
@@ -747,8 +751,6 @@ MIGRATIONS: Final = (
         created_at TEXT AS (json_extract(body, '$.created_at')) STORED,
         fire_at TEXT AS (json_extract(body, '$.fire_at')) STORED,
         ready_at TEXT AS (json_extract(body, '$.ready_at')) STORED,
-        prep_seconds INTEGER AS (strftime('%s', json_extract(body, '$.ready_at'))  -- from entering the kitchen to ready
-            - strftime('%s', coalesce(json_extract(body, '$.fired_at'), json_extract(body, '$.created_at')))) STORED,
         body TEXT NOT NULL
     );
     CREATE INDEX orders_by_status ON orders (status);           -- list: status; the board at start
@@ -758,8 +760,7 @@ MIGRATIONS: Final = (
     CREATE UNIQUE INDEX orders_by_external ON orders (external_id, source)       -- list: external_id; POST: duplicates
         WHERE external_id IS NOT NULL;
     CREATE INDEX orders_due ON orders (fire_at) WHERE status = 'scheduled';      -- which fire next
-    CREATE INDEX orders_prepared ON orders (ready_at, prep_seconds)              -- stats: prep_seconds
-        WHERE ready_at IS NOT NULL;
+    CREATE INDEX orders_by_ready ON orders (ready_at) WHERE ready_at IS NOT NULL;  -- stats: the last day's at start
 
     CREATE TABLE order_stations (       -- list: station
         station TEXT NOT NULL,
@@ -842,14 +843,14 @@ RECALL: Final = """
         ON external_id = json_extract(named.value, '$[1]') AND source = json_extract(named.value, '$[0]')
 """
 
-PREP_TIMES: Final = """
-    WITH times AS (SELECT prep_seconds, row_number() OVER (ORDER BY prep_seconds) AS place, count(*) OVER () AS n
-        FROM orders WHERE ready_at >= :yesterday)
-    SELECT count(*), max(prep_seconds) FILTER (WHERE place = (n * 50 + 99) / 100),
-        max(prep_seconds) FILTER (WHERE place = (n * 90 + 99) / 100),
-        (SELECT count(*) FROM orders WHERE created_at >= :hour_ago), (SELECT counts FROM ledger) FROM times
+TODAY: Final = """
+    SELECT body FROM orders WHERE status IN ('received', 'preparing', 'ready') OR ready_at >= :yesterday
+    ORDER BY ready_at
 """
-"""Count and nearest-rank percentiles of a day's times, an hour's orders, and the orders in each state."""
+"""What the feed begins with: the open orders, and those whose preparation time still counts."""
+
+PROBE: Final = "UPDATE ledger SET one = 1"
+"""A commit that changes nothing."""
 
 
 class WriterConnection(sqlite3.Connection):
@@ -899,8 +900,8 @@ class ListQuery(BaseModel, extra="forbid"):
     limit: Annotated[int | None, Field(ge=1, le=1000, description="without it, all orders are streamed")] = None
     before: Annotated[int | None, Field(ge=1, lt=2**63, description="only orders with a smaller id")] = None
 
-    def sql(self, rows: int) -> tuple[str, dict[str, Any]]:
-        """A SELECT of (id, body), newest first, and its values.
+    def sql(self, rows: int, recent: bool = True) -> tuple[str, dict[str, Any]]:
+        """A SELECT of (id, body), newest first, and its values. `recent`: `since` leaves few orders to look through.
 
         Each status is searched for itself and the findings are merged: that reads at most `rows` of each from an
         index, where `status IN (…)` would sort all orders that were ever completed. The unary `+` keeps SQLite off an
@@ -917,7 +918,8 @@ class ListQuery(BaseModel, extra="forbid"):
             if status:
                 values[status] = status
                 where.append(f"{'' if few or not (named or self.station) else '+'}status = :{status}")
-            tables, key = "orders", "id"
+            by_time = recent and self.since and not (named or self.station or status)
+            tables, key = "orders INDEXED BY orders_by_created" if by_time else "orders", "id"
             if self.station and few:
                 where.append("EXISTS (SELECT 1 FROM order_stations WHERE station = :station AND order_id = id)")
             elif self.station:
@@ -958,7 +960,10 @@ class Storage:
                 self.connections.append(await connection.__aenter__())
                 if factory is WriterConnection:
                     await self._migrate()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, StartRefused) as error:
+            await self.close()  # its threads would keep the process alive
+            if isinstance(error, StartRefused):
+                raise
             raise StartRefused(f"{self.file} cannot be used as a database: {error}.") from error
         self._turns = itertools.cycle(self.connections[1:] or self.connections)
 
@@ -980,6 +985,8 @@ class Storage:
                 f"{self.file} is served by another process already. One process serves one SQLite file; "
                 "to run several, keep the orders in PostgreSQL (BISTRO92_DATABASE_URL=postgresql://...)."
             ) from error
+        with contextlib.closing(sqlite3.connect(self.file)) as file:
+            file.execute("PRAGMA schema_version")  # a file that is no database is found out before threads are started
 
     async def _migrate(self) -> None:
         [(version,)] = await self._writer.execute_fetchall("PRAGMA user_version")
@@ -1023,7 +1030,14 @@ class Storage:
         ledger = transaction.recalled.ledger
         records = b"[%b]" % b",".join(transaction.records)
         values = (records.decode(), ledger.seq, ledger.last_order_id, to_json(ledger.counts).decode(), transaction.now)
-        await self.write("INSERT INTO batch VALUES (?, ?, ?, ?, ?)", values)
+        try:
+            await self.write("INSERT INTO batch VALUES (?, ?, ?, ?, ?)", values)
+        except Problem as problem:
+            # A sync that failed leaves all of it in the WAL, where a restart would find it: it is written over.
+            if getattr(problem.__cause__, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                with contextlib.suppress(Problem):
+                    await self.write(PROBE)
+            raise
 
     async def write(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one statement, a transaction of its own; its user holds OrderBook.write_lock."""
@@ -1061,18 +1075,45 @@ class Storage:
 
     async def order(self, order_id: int) -> bytes | None:
         """An order as JSON."""
-        rows = await self.read("SELECT body FROM orders WHERE id = :id", id=order_id) if order_id < 2**63 else []
+        rows = await self.read("SELECT body FROM orders WHERE id = :id", id=order_id)
         return rows[0][0].encode() if rows else None
 
     async def orders(self, query: ListQuery, rows: int) -> list[tuple[int, bytes]]:
         """(id, order as JSON) of at most so many orders, newest first."""
-        statement, values = query.sql(rows)
+        many = f"SELECT 1 FROM orders WHERE created_at >= :since LIMIT 1 OFFSET {FEW_ROWS}"
+        recent = query.since is not None and not await self.read(many, since=query.since)
+        statement, values = query.sql(rows, recent)
         return [(row[0], row[1].encode()) for row in await self.read(statement, **values)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 6. The feed
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+class PrepTimes:
+    """How long the orders that became ready in the last 24 hours took, from entering the kitchen; kept sorted."""
+
+    def __init__(self) -> None:
+        self._times: dict[int, tuple[str, int]] = {}  # order id → (ready_at, seconds), in the order of readiness
+        self._sorted: list[int] = []
+
+    def note(self, order_id: int, ready_at: str | None, entered_at: str) -> None:
+        """Take an order's time; without `ready_at` it isn't ready, or not any more."""
+        if known := self._times.pop(order_id, None):
+            self._sorted.pop(bisect_left(self._sorted, known[1]))
+        if ready_at:
+            seconds = int((datetime.fromisoformat(ready_at) - datetime.fromisoformat(entered_at)).total_seconds())
+            self._times[order_id] = (ready_at, seconds)
+            insort(self._sorted, seconds)
+
+    def percentiles(self, *ranks: int) -> list[int | None]:
+        """How many there are, then the nearest-rank percentiles; None where there are none."""
+        yesterday = clock(hours=24)
+        while self._times and (first := next(iter(self._times.items())))[1][0] < yesterday:
+            self.note(first[0], None, "")
+        count = len(self._sorted)
+        return [count, *(self._sorted[-(-count * rank // 100) - 1] if count else None for rank in ranks)]
 
 
 class Feed:
@@ -1088,12 +1129,13 @@ class Feed:
         self.recent: deque[Event] = deque()  # the events up to `head`, as far back as `kept_bytes` reach
         self.board: dict[int, Event] = {}  # order id → its last event, for every open order
         self.all_day: Counter[str] = Counter()  # item name → quantity still to be cooked, over the board
+        self.prep_times = PrepTimes()
         self._carried = 0  # bytes of all events that were ever published
         self._kept_bytes = kept_bytes
         self._snapshots: dict[str | None, bytes] = {}  # station, None for all → the board as JSON at `head`
 
     def load(self, epoch: str, head: int, floor: int, orders: Iterable[bytes]) -> None:
-        """Begin where the database stands; `orders` are all open ones, as JSON."""
+        """Begin where the database stands; `orders` are all open ones and those of the last day, as JSON."""
         self.epoch, self.head, self.floor = epoch, head, floor
         for forgotten in (self.recent, self.board, self.all_day, self._snapshots):
             forgotten.clear()
@@ -1118,6 +1160,7 @@ class Feed:
                 self.all_day[name] -= quantity
                 if not self.all_day[name]:
                     del self.all_day[name]
+        self.prep_times.note(event.order_id, event.ready_at, event.entered_at)
         if event.open:
             self.board[event.order_id] = event
             for name, quantity in event.cooking:
@@ -1492,22 +1535,23 @@ class OrderBook:
         [(epoch, seq, oldest)] = await self._storage.read(
             "SELECT epoch, seq, (SELECT min(seq) FROM events) FROM ledger"
         )
-        board = await self._storage.orders(ListQuery(status=["open"]), rows=-1)
-        self._manager.feed.load(epoch, seq, seq if oldest is None else oldest - 1, [body for _, body in board])
+        bodies = [row[0].encode() for row in await self._storage.read(TODAY, yesterday=clock(hours=24))]
+        self._manager.feed.load(epoch, seq, seq if oldest is None else oldest - 1, bodies)
 
     async def probe(self) -> None:
         """Show that a commit is possible. Raises Problem, or TimeoutError where others hold the lock too long."""
         async with asyncio.timeout(BUSY_SECONDS), self.write_lock:
-            await self._storage.write("UPDATE ledger SET one = 1")
+            await self._storage.write(PROBE)
 
     async def keep_time(self) -> None:
         """Fire scheduled orders when their time comes, for as long as the server runs."""
-        query = "SELECT id FROM orders WHERE status = 'scheduled' AND fire_at <= :now ORDER BY fire_at LIMIT :rows"
+        due = "status = 'scheduled' AND fire_at <= :now ORDER BY fire_at LIMIT :rows"
+        query = f"SELECT id FROM orders INDEXED BY orders_due WHERE {due}"
         loop = asyncio.get_running_loop()
         while True:
             with contextlib.suppress(Problem):  # logged where it was raised; the next round tries again
-                due = await self._storage.read(query, now=clock(), rows=MAX_BATCH)
-                writes = [Write(fire, loop.create_future(), order_id=row[0]) for row in due]
+                found = await self._storage.read(query, now=clock(), rows=MAX_BATCH)
+                writes = [Write(fire, loop.create_future(), order_id=row[0]) for row in found]
                 for failure in filter(None, await asyncio.gather(*map(self.submit, writes), return_exceptions=True)):
                     if isinstance(failure, Exception):
                         logger.error("a scheduled order could not be fired", exc_info=failure)
@@ -1700,7 +1744,7 @@ async def cut_off_slow_bodies() -> None:
 
 async def read_body(scope: Scope, receive: Receive, longest: int) -> bytes:
     """The whole body of a request. Raises Problem where it is too large, ClientGone where it ends early."""
-    too_large = Problem("body_too_large", f"A request may have {longest} bytes.", CLOSE)
+    too_large = Problem("body_too_large", f"A request may have {longest} bytes.")  # the server discards the rest
     if int(scope["bistro92.headers"].get(b"content-length", b"0")) > longest:
         raise too_large
     reading[scope["bistro92.transport"]] = time.monotonic() + BODY_SECONDS
@@ -1737,6 +1781,18 @@ def require(scope: Scope, *may: str) -> Credential:
     if not MAY[credential.role].issuperset(may):
         raise Problem("forbidden", f"The role {credential.role} may not {' and '.join(sorted(may))}.")
     return credential
+
+
+class NumberConvertor(IntegerConvertor):
+    """A number in a path. One that no database can hold is taken for the largest: nothing has that id either."""
+
+    regex = "[0-9]{1,100}"
+
+    def convert(self, value: str) -> int:
+        return min(int(value), 2**63 - 1)
+
+
+register_url_convertor("number", NumberConvertor())
 
 
 class Route(APIRoute):
@@ -1865,6 +1921,8 @@ class Bistro92(FastAPI):
         scope["bistro92.credential"] = accounts.identify(scope, headers)
         self.in_flight.add(transport)
         try:
+            if scope.get("method") == "HEAD" and scope["path"] not in FEEDS:
+                scope = {**scope, "method": "GET"}  # the server, who knows better, sends no body
             if scope["path"] in FEEDS:
                 async with self.arrivals:
                     await asyncio.sleep(0)
@@ -1894,7 +1952,14 @@ class Bistro92(FastAPI):
         async def deny(message: Message) -> None:
             await send({**message, "type": f"websocket.{message['type']}"})
 
-        await problem.answer()(scope, receive, deny if scope["type"] == "websocket" else send)
+        if scope["type"] == "http":
+            await problem.answer()(scope, receive, send)
+            return
+        await problem.answer()(scope, receive, deny)
+        with contextlib.suppress(TimeoutError):  # uvicorn logs an error where this ends before the socket is closed
+            async with asyncio.timeout(SEND_SECONDS):
+                for _ in ("connect", "denied", "closed"):
+                    await receive()
 
     @staticmethod
     async def _speak_plainly(send: Send, message: Message) -> None:
@@ -2006,8 +2071,8 @@ async def not_served(request: Request, error: HTTPException) -> Any:
     if error.status_code != 405:
         return Problem("not_found", f"Nothing is at {request.url.path}.").answer()
     anything = {**request.scope, "method": ""}
-    here = [route for route in app.routes if isinstance(route, Route) and route.matches(anything)[0] is not Match.NONE]
-    allow = ", ".join(sorted({method for route in here for method in route.methods or ()}))
+    here = [route for route in app.routes if route.matches(anything)[0] is Match.PARTIAL]
+    allow = ", ".join(sorted({method for route in here for method in getattr(route, "methods", ())}))
     detail = f"{request.method} is not served at {request.url.path}, but {allow}."
     return Problem("method_not_allowed", detail, (b"allow", allow.encode())).answer()
 
@@ -2090,7 +2155,7 @@ async def create_order(request: Request, order: NewOrder) -> Any:
     return await commit(request, partial(place, new=order), status=201, external=named)
 
 
-@endpoint("PATCH", "/api/order/{order_id:int}", "orders", "read", Order, *CHANGE, "invalid_transition",
+@endpoint("PATCH", "/api/order/{order_id:number}", "orders", "read", Order, *CHANGE, "invalid_transition",
           "order_closed", "not_scheduled", openapi_extra=CONDITIONAL)  # fmt: skip
 async def amend_order(request: Request, order_id: int, amendment: Amendment) -> Any:
     """Change an order's state, table, note, priority or time."""
@@ -2099,15 +2164,15 @@ async def amend_order(request: Request, order_id: int, amendment: Amendment) -> 
     return await commit(request, partial(amend, amendment=amendment), order_id)
 
 
-@endpoint("POST", "/api/order/{order_id:int}/items", "orders", "amend", Order, *CHANGE, "order_closed",
+@endpoint("POST", "/api/order/{order_id:number}/items", "orders", "amend", Order, *CHANGE, "order_closed",
           openapi_extra=CONDITIONAL)  # fmt: skip
 async def append_items(request: Request, order_id: int, more: MoreLines) -> Any:
     """Append lines. They get the next places."""
     return await commit(request, partial(append_lines, lines=more["items"]), order_id)
 
 
-@endpoint("PATCH", "/api/order/{order_id:int}/items/{line:int}", "orders", "read", Order, *CHANGE, "line_not_found",
-          "order_closed", openapi_extra=CONDITIONAL)  # fmt: skip
+@endpoint("PATCH", "/api/order/{order_id:number}/items/{line:number}", "orders", "read", Order, *CHANGE,
+          "line_not_found", "order_closed", openapi_extra=CONDITIONAL)  # fmt: skip
 async def change_item(request: Request, order_id: int, line: int, change: LineChange) -> Any:
     """Strike a line, take that back, or void it. Lines count from 1; the order follows its lines."""
     if change["status"] != "voided" or "amend" not in MAY[require(request.scope).role]:
@@ -2115,21 +2180,21 @@ async def change_item(request: Request, order_id: int, line: int, change: LineCh
     return await commit(request, partial(mark_line, line=line, to=change["status"]), order_id)
 
 
-@endpoint("POST", "/api/order/{order_id:int}/cancel", "orders", "amend", Order, *CHANGE, "invalid_transition",
+@endpoint("POST", "/api/order/{order_id:number}/cancel", "orders", "amend", Order, *CHANGE, "invalid_transition",
           openapi_extra=CONDITIONAL)  # fmt: skip
 async def cancel_order(request: Request, order_id: int, why: Cancellation | None = None) -> Any:
     """Cancel an order. It stays on record."""
     return await commit(request, partial(cancel, reason=(why or {}).get("reason")), order_id)
 
 
-@endpoint("DELETE", "/api/order/{order_id:int}", "orders", "amend", None, *CHANGE, "invalid_transition",
+@endpoint("DELETE", "/api/order/{order_id:number}", "orders", "amend", None, *CHANGE, "invalid_transition",
           status_code=204, openapi_extra=CONDITIONAL)  # fmt: skip
 async def delete_order(request: Request, order_id: int) -> Any:
     """Cancel an order, as POST …/cancel does. An order is a record and is never erased."""
     return await commit(request, partial(cancel, reason=None), order_id, status=204)
 
 
-@endpoint("GET", "/api/order/{order_id:int}", "orders", "read", Order, "order_not_found", "storage_unavailable")
+@endpoint("GET", "/api/order/{order_id:number}", "orders", "read", Order, "order_not_found", "storage_unavailable")
 async def get_order(request: Request, order_id: int) -> Any:
     """An order as it stands. Its ETag is its version."""
     body = await storage.order(order_id)
@@ -2151,7 +2216,7 @@ class Change(TypedDict):
     changes: dict[str, list[Any]]
 
 
-@endpoint("GET", "/api/order/{order_id:int}/events", "orders", "read", list[Change], "order_not_found",
+@endpoint("GET", "/api/order/{order_id:number}/events", "orders", "read", list[Change], "order_not_found",
           "storage_unavailable")  # fmt: skip
 async def get_order_history(order_id: int) -> Any:
     """What happened to an order, and when, oldest first; as far back as the log is kept."""
@@ -2208,7 +2273,7 @@ async def stream_orders(query: ListQuery, tag: tuple[bytes, bytes]) -> ASGIApp:
 
 
 Quantity = TypedDict("Quantity", {"name": str, "quantity": int})
-PrepTimes = TypedDict("PrepTimes", {"count": int, "p50": int | None, "p90": int | None})  # nearest-rank percentiles
+PrepSeconds = TypedDict("PrepSeconds", {"count": int, "p50": int | None, "p90": int | None})  # nearest rank
 
 
 class Stats(TypedDict):
@@ -2216,15 +2281,12 @@ class Stats(TypedDict):
 
     by_status: dict[Status, int]
     all_day: list[Quantity]
-    prep_seconds: PrepTimes
+    prep_seconds: PrepSeconds
     oldest_open_seconds: int | None
     orders_last_hour: int
     subscribers: int
     cursor: str
     server_time: str
-
-
-times_known: dict[str, Any] = {}  # what PREP_TIMES found last, and as of when
 
 
 @endpoint("GET", "/api/stats", "orders", "read", Stats, "storage_unavailable")
@@ -2233,17 +2295,16 @@ async def get_stats() -> Any:
     all_day = [Quantity(name=name, quantity=quantity) for name, quantity in feed.all_day.most_common()]
     oldest = min((event.entered_at for event in feed.board.values()), default=None)
     cursor = make_cursor(feed.epoch, feed.head)
-    if times_known.get("as of") != (cursor, int(time.monotonic() / STATS_SECONDS)):
-        found = await storage.read(PREP_TIMES, yesterday=clock(hours=24), hour_ago=clock(hours=1))
-        times_known.update({"as of": (cursor, int(time.monotonic() / STATS_SECONDS)), "row": found[0]})
-    row = times_known["row"]
-    counts = from_json(row[4])
+    query = "SELECT counts, (SELECT count(*) FROM orders WHERE created_at >= :hour_ago) FROM ledger"
+    [(counts, orders_last_hour)] = await storage.read(query, hour_ago=clock(hours=1))
+    count, p50, p90 = feed.prep_times.percentiles(50, 90)
+    by_status = {status: from_json(counts).get(status, 0) for status in NEXT}
     return Answer(200, to_json(Stats(
-        by_status={status: counts.get(status, 0) for status in NEXT},
+        by_status=by_status,
         all_day=all_day,
-        prep_seconds=PrepTimes(count=row[0], p50=row[1], p90=row[2]),
+        prep_seconds=PrepSeconds(count=count or 0, p50=p50, p90=p90),
         oldest_open_seconds=max(0, int(time.time() - datetime.fromisoformat(oldest).timestamp())) if oldest else None,
-        orders_last_hour=row[3],
+        orders_last_hour=orders_last_hour,
         subscribers=len(manager),
         cursor=cursor,
         server_time=clock(),
@@ -2408,11 +2469,11 @@ async def list_tokens() -> Any:
     return Answer(200, to_json([dict(zip(names, row, strict=True)) for row in await storage.read(query)]))
 
 
-@endpoint("DELETE", "/api/tokens/{token_id:int}", "accounts", "manage", None, "token_not_found", "forbidden_origin",
+@endpoint("DELETE", "/api/tokens/{token_id:number}", "accounts", "manage", None, "token_not_found", "forbidden_origin",
           "storage_unavailable", status_code=204)  # fmt: skip
 async def delete_token(token_id: int) -> Any:
     """Let a device in no longer; its sockets and streams are closed."""
-    if token_id >= 2**63 or not await accounts.revoke(token_id):
+    if not await accounts.revoke(token_id):
         raise Problem("token_not_found", f"There is no token {token_id}.")
     return Answer(204, b"")
 
