@@ -1,0 +1,67 @@
+# run · test · check · bench · card · coverage · audit · clean
+# Needs Python 3.11 or newer with its venv module; everything else goes into .venv.
+
+PORT = 8000
+
+# The first of these that is there, runs, and is new enough. `make PYTHON=/path/to/python` chooses another.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What is checked. The core runs without the folders, so they may be absent.
+CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py tests bench)
+CARD := app.py simple_ws_client.py test_all_apis.py requirements.txt README.md
+
+.PHONY: run test check bench card coverage audit clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another port
+	$(BIN)/python app.py --host 127.0.0.1 --port $(PORT)
+
+test: $(VENV)/.dev  ## every test; `make test ARGS="-k feed"` some of them
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict $(CHECKED)
+
+bench: $(VENV)/.dev  ## measurements; the load generator is wrk
+	$(BIN)/python -m bench $(ARGS)
+
+# The five files of the core, alone in an empty folder with nothing but requirements.txt installed, pass their tour.
+card:
+	@test -n "$(PYTHON)" || { echo "Bistro92 needs Python 3.11 or newer; none was found." >&2; exit 1; }
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 1' INT TERM \
+	&& cp $(CARD) "$$folder" \
+	&& $(PYTHON) -m venv "$$folder/.venv" \
+	&& cd "$$folder" \
+	&& .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+	&& .venv/bin/python test_all_apis.py
+
+coverage: $(VENV)/.dev  ## which lines the tests run, in the server's processes too
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+audit: $(VENV)/.dev  ## known vulnerabilities of what is installed to run
+	$(BIN)/pip-audit --requirement requirements.txt
+
+clean:  ## everything that is made here; never a database
+	rm -rf $(VENV) .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than the list that it installed, so that the next run installs nothing.
+$(VENV)/.run: requirements.txt | $(BIN)/python
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt requirements.txt | $(BIN)/python
+	$(PIP) -r requirements-dev.txt
+	@touch $@ $(VENV)/.run
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Bistro92 needs Python 3.11 or newer; none was found." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
