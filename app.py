@@ -1921,32 +1921,37 @@ class Bistro92(FastAPI):
         scope["bistro92.credential"] = accounts.identify(scope, headers)
         self.in_flight.add(transport)
         try:
-            if scope.get("method") == "HEAD" and scope["path"] not in FEEDS:
-                scope = {**scope, "method": "GET"}  # the server, who knows better, sends no body
             if scope["path"] in FEEDS:
                 async with self.arrivals:
                     await asyncio.sleep(0)
-            if accounts.protected and not scope["bistro92.credential"]:
-                await self.refuse(Problem("protected_mode", SET_UP), scope, receive, send)
-            elif b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), scope["path"]))):
+            elif scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}  # the server, who knows better, sends no body
+            self._admit(scope, headers)
+            if b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), scope["path"]))):
                 await route.handle(scope, receive, send)  # middleware and a search would cost more than a commit
-            elif b"origin" in headers and not self._may_call(scope, headers):
-                detail = "A page of this origin may not do that; BISTRO92_ALLOWED_ORIGINS names those that may."
-                await self.refuse(Problem("forbidden_origin", detail), scope, receive, send)
             else:
                 await super().__call__(scope, receive, send)
+        except Problem as problem:
+            await self._refuse(problem, scope, receive, send)
         finally:
             self.in_flight.discard(transport)
 
     @staticmethod
-    def _may_call(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-        """Whether a page may do what it asks. Reading over HTTP is CORS's to guard, which hides the answer from it."""
-        origin, host = headers[b"origin"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
-        known = origin.partition("://")[2] == host or origin in settings.allowed_origins.replace(",", " ").split()
-        return known or scope.get("method") in {"GET", "HEAD", "OPTIONS"}
+    def _admit(scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Raises Problem for who isn't to come in at all. What a page may read over HTTP is left to CORS to hide."""
+        if accounts.protected and not scope["bistro92.credential"]:
+            raise Problem("protected_mode", SET_UP)
+        if b"origin" in headers and scope.get("method") not in {"GET", "HEAD", "OPTIONS"}:
+            origin, host = headers[b"origin"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
+            known = origin.partition("://")[2] == host or origin in settings.allowed_origins.replace(",", " ").split()
+            if not known:
+                detail = "A page of this origin may not do that; BISTRO92_ALLOWED_ORIGINS names those that may."
+                raise Problem("forbidden_origin", detail)
+        if scope["type"] == "websocket":
+            require(scope, "read")
 
     @staticmethod
-    async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a problem instead of what was asked for: a WebSocket's handshake, too."""
 
         async def deny(message: Message) -> None:
@@ -2359,11 +2364,6 @@ async def stream_events(request: Request, query: Annotated[FeedQuery, Query()]) 
 @app.websocket(FEEDS[0])
 async def orders_socket(websocket: WebSocket) -> None:
     """The feed for displays: `initial` or `resumed`, then every event."""
-    try:
-        require(websocket.scope, "read")
-    except Problem as problem:
-        await app.refuse(problem, websocket.scope, websocket.receive, websocket.send)
-        return
     query = websocket.query_params
     await websocket.accept()
     try:
