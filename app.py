@@ -110,6 +110,7 @@ MAX_WAITING_WRITES: Final = 10_000
 MAX_BATCH: Final = 250  # writes in one commit: enough to share the disk's cost; the last one doesn't wait long
 GATHER_TURNS: Final = 4  # of the event loop before a commit: who was just answered often asks again
 MAX_LOGINS: Final = 50  # on their way at once: each costs tens of megabytes and milliseconds
+MAX_LOGINS_EACH: Final = 10  # of them by one client, so that nobody can lock the others out
 MAX_FAULTS: Final = 20  # named in one answer
 MAX_PAGES: Final = 100  # of the order list, kept as they were last answered
 FEW_ROWS: Final = 20_000  # may be sorted for an answer
@@ -1252,6 +1253,8 @@ class Subscriber:
     async def say(self, kind: str, cursor: str, message: bytes) -> None:
         """Send one message, waiting for the socket. Who leaves it parked for SEND_SECONDS is dropped: TimeoutError."""
         if self.is_socket and self.transport and kind == "initial":  # the largest one: shared as it is, not compressed
+            if self.transport.is_closing():
+                raise ConnectionResetError
             self.transport.write(text_frame(message))
             return
         if self.is_socket:
@@ -1591,7 +1594,7 @@ SET_UP: Final = (
     "Bistro92 is in protected mode: there is no account yet, so only clients on this machine are served. Create the "
     "first account there: curl -d '{\"username\": \"...\", \"password\": \"...\"}' http://127.0.0.1:PORT/api/register"
 )
-FORWARDED: Final = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
+FORWARDED: Final = (b"forwarded", b"x-forwarded", b"x-real-ip", b"via")  # what such headers begin with
 COOKIE: Final = "bistro92_session"
 
 
@@ -1604,7 +1607,7 @@ def is_local(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     client, host = (scope["client"] or ("",))[0], headers.get(b"host", b"").decode("latin-1").lower()
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     loopback = (client.startswith("127.") or client == "::1") and name in {"localhost", "127.0.0.1", "[::1]"}
-    return loopback and not any(header in headers for header in FORWARDED)
+    return loopback and not any(header.startswith(FORWARDED) for header in headers)
 
 
 class Accounts:
@@ -1616,7 +1619,8 @@ class Accounts:
         self._nobody = ""  # the hash that an unknown user's password is compared with, for the same answer and time
         self._tokens: dict[str, Credential] = {}  # hash of the secret → whose it is
         self._failures: dict[tuple[str, str], int] = {}  # (client, username) → failed logins in a row
-        self._logins = 0  # on their way
+        self._logins: Counter[str] = Counter()  # client → those on their way
+        self._hash_turn = asyncio.Lock()  # one hash at a time: orders need the processor, too
         self.protected = True  # nobody has registered yet
 
     async def load(self) -> None:
@@ -1641,10 +1645,12 @@ class Accounts:
         credential = self._tokens.get(hash_of(secret.strip()))
         return credential if credential and not expired(credential) else None
 
-    async def register(self, username: str, password: str, role: Role) -> Role:
+    async def register(self, client: str, who: Credential, username: str, password: str, role: Role) -> Role:
         """Create an account; the first one is a manager's. Raises Problem where the name is taken."""
-        hashed = await self._hashing(self._passwords.hash, password)
+        hashed = await self._hashing(client, self._passwords.hash, password)
         async with self._order_book.write_lock:
+            if who is LOCAL and not self.protected:
+                raise Problem("unauthenticated", "Somebody else has just created the first account: log in.", WHO)
             role = "manager" if self.protected else role
             statement = "INSERT INTO users VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1"
             if not await self._storage.write(statement, (username, hashed, role, clock())):
@@ -1658,31 +1664,34 @@ class Accounts:
 
         After failures the same client waits longer and longer for the same name: nobody else does.
         """
-        failed = self._failures.get((client, username), 0)
+        attempt = (client, username.lower())
+        failed = self._failures.get(attempt, 0)
         query = "SELECT password, role, username FROM users WHERE username = :name"
         found = await self._storage.read(query, name=username)
         known, role, name = found[0] if found else (self._nobody, None, "")
         delay = 0.1 * 2 ** min(failed, 10) if failed else 0
-        if not await self._hashing(self._passwords.verify, password, known, delay=delay) or role is None:
+        if not await self._hashing(client, self._passwords.verify, password, known, delay=delay) or role is None:
             if len(self._failures) >= MAX_WAITING_WRITES:
-                self._failures.clear()
-            self._failures[client, username] = failed + 1
+                del self._failures[next(iter(self._failures))]
+            self._failures[attempt] = self._failures.get(attempt, 0) + 1
             raise Problem("wrong_credentials", "The username or the password is wrong.", WHO)
-        self._failures.pop((client, username), None)
+        self._failures.pop(attempt, None)
         expires_at = clock(seconds=-SESSION_SECONDS)
         _, secret = await self.issue(name, role, expires_at, is_session=True)
         return secret, role, expires_at
 
-    async def _hashing(self, work: Callable[..., Any], *arguments: str, delay: float = 0) -> Any:
+    async def _hashing(self, client: str, work: Callable[..., Any], *arguments: str, delay: float = 0) -> Any:
         """Run a slow hash in a thread; no more than MAX_LOGINS wait for one."""
-        if self._logins >= MAX_LOGINS:
+        if self._logins[client] >= MAX_LOGINS_EACH or self._logins.total() >= MAX_LOGINS:
             raise Problem("rate_limited", "Too many logins are on their way.", RETRY)
-        self._logins += 1
+        self._logins[client] += 1
         try:
             await asyncio.sleep(min(delay, MAX_LOGIN_DELAY))
-            return await asyncio.to_thread(work, *arguments)
+            async with self._hash_turn:
+                return await asyncio.to_thread(work, *arguments)
         finally:
-            self._logins -= 1
+            self._logins[client] -= 1
+            self._logins += Counter()  # drops those at zero
 
     async def issue(self, name: str, role: Role, expires_at: str | None, is_session: bool = False) -> tuple[int, str]:
         """Create a token. Returns its id, and the secret, which is kept nowhere."""
@@ -1690,6 +1699,7 @@ class Accounts:
         statement = "INSERT INTO tokens VALUES (NULL, ?, ?, ?, ?, ?, ?) RETURNING id"
         values = (hash_of(secret), name, role, is_session, clock(), expires_at)
         async with self._order_book.write_lock:
+            await self._storage.write("DELETE FROM tokens WHERE expires_at <= ?", (clock(),))
             [(token_id,)] = await self._storage.write(statement, values)
         self._tokens[hash_of(secret)] = Credential(token_id, name, role, expires_at)
         return token_id, secret
@@ -1704,12 +1714,13 @@ class Accounts:
         return bool(found)
 
     async def keep_watch(self) -> None:
-        """Revoke what has expired, for as long as the server runs."""
+        """Let nobody in whose token has expired, for as long as the server runs, whatever the database does."""
         while True:
             await asyncio.sleep(REVOKE_PERIOD)
-            for credential in [credential for credential in self._tokens.values() if expired(credential)]:
-                with contextlib.suppress(Problem):
-                    await self.revoke(credential.id)
+            now = clock()
+            past = [hashed for hashed, known in self._tokens.items() if known.expires_at and known.expires_at <= now]
+            for hashed in past:
+                self._manager.dismiss(1008, "expired", self._tokens.pop(hashed).id)
 
 
 def hash_of(secret: str) -> str:
@@ -1795,6 +1806,13 @@ class NumberConvertor(IntegerConvertor):
 register_url_convertor("number", NumberConvertor())
 
 
+def require_still(scope: Scope) -> None:
+    """Ask again who asks, after a wait: a token may have been revoked meanwhile. Raises Problem where it was."""
+    if scope["bistro92.credential"] != accounts.identify(scope, scope["bistro92.headers"]):
+        scope["bistro92.credential"] = None
+        require(scope)
+
+
 class Route(APIRoute):
     """A route that FastAPI documents and this class serves.
 
@@ -1826,6 +1844,7 @@ class Route(APIRoute):
                 arguments[self._query.name] = read_query(scope["query_string"], self._query.field_info.annotation)
             if self._body_type:
                 body = scope["bistro92.body"] = await read_body(scope, receive, settings.max_body_bytes)
+                require_still(scope)
                 if body or self._body.field_info.is_required():
                     arguments[self._body.name] = self._body_type.validate_json(body)
             if self._request:
@@ -1924,7 +1943,7 @@ class Bistro92(FastAPI):
             if scope["path"] in FEEDS:
                 async with self.arrivals:
                     await asyncio.sleep(0)
-            elif scope["method"] == "HEAD":
+            elif scope.get("method") == "HEAD":
                 scope = {**scope, "method": "GET"}  # the server, who knows better, sends no body
             self._admit(scope, headers)
             if b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), scope["path"]))):
@@ -1943,8 +1962,8 @@ class Bistro92(FastAPI):
             raise Problem("protected_mode", SET_UP)
         if b"origin" in headers and scope.get("method") not in {"GET", "HEAD", "OPTIONS"}:
             origin, host = headers[b"origin"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
-            known = origin.partition("://")[2] == host or origin in settings.allowed_origins.replace(",", " ").split()
-            if not known:
+            own = {f"https://{host}"} if scope["scheme"] in {"https", "wss"} else {f"https://{host}", f"http://{host}"}
+            if origin not in own.union(settings.allowed_origins.replace(",", " ").split()):
                 detail = "A page of this origin may not do that; BISTRO92_ALLOWED_ORIGINS names those that may."
                 raise Problem("forbidden_origin", detail)
         if scope["type"] == "websocket":
@@ -2067,7 +2086,10 @@ app = Bistro92(title="Bistro92", version="1.0.0", summary="Real-time orders for 
 app.router.route_class = Route
 if settings.allowed_origins:
     origins = settings.allowed_origins.replace(",", " ").split()
-    app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    readable = ["ETag", "Link", "Location", "Idempotency-Replayed", "Retry-After"]
+    app.add_middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=readable
+    )
 
 
 @app.exception_handler(HTTPException)
@@ -2337,9 +2359,10 @@ Changes = TypedDict("Changes", {"events": list[FeedEvent], "cursor": str})
 
 
 @endpoint("GET", "/api/changes", "feed", "read", Changes, *READ, "cursor_lost", "too_many_subscribers")
-async def poll_changes(query: Annotated[ChangesQuery, Query()]) -> Any:
+async def poll_changes(request: Request, query: Annotated[ChangesQuery, Query()]) -> Any:
     """The events after a cursor. `wait` holds the request until there is one."""
     events, cursor = await manager.changes(query.after, query.limit, query.wait)
+    require_still(request.scope)
     found = b",".join([event.json for event in events])
     return Answer(200, b'{"events":[%b],"cursor":"%b"}' % (found, cursor.encode()))
 
@@ -2352,9 +2375,12 @@ async def stream_events(request: Request, query: Annotated[FeedQuery, Query()]) 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         kind, unbuffered = (b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")
         headers = [kind, (b"cache-control", b"no-store"), unbuffered, CLOSE]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        subscriber = Subscriber(manager, scope, send, query.station)
-        await manager.serve(subscriber, request.headers.get("last-event-id") or query.after, receive)
+        await send_in_time(scope, send, {"type": "http.response.start", "status": 200, "headers": headers})
+        with contextlib.suppress(Problem):
+            require_still(scope)
+            manager.admit()
+            subscriber = Subscriber(manager, scope, send, query.station)
+            await manager.serve(subscriber, request.headers.get("last-event-id") or query.after, receive)
         with contextlib.suppress(TimeoutError):
             await send_in_time(scope, send, {"type": "http.response.body", "body": b""})
 
@@ -2367,9 +2393,10 @@ async def orders_socket(websocket: WebSocket) -> None:
     query = websocket.query_params
     await websocket.accept()
     try:
+        require_still(websocket.scope)
         manager.admit()
     except Problem as problem:
-        code, reason = 1013, problem.code
+        code, reason = 1008 if problem.code == "unauthenticated" else 1013, problem.code
     else:
         batch = query.get("batch", "").lower() in {"true", "1"}
         subscriber = Subscriber(manager, websocket.scope, websocket.send, query.get("station"), batch)
@@ -2427,8 +2454,8 @@ BODY: Final = ("malformed_json", "body_too_large", "forbidden_origin", *READ)
           "rate_limited", status_code=201)  # fmt: skip
 async def register(request: Request, new: Registration) -> Any:
     """Create an account. The first one can be created from this machine only; later ones by a manager."""
-    require(request.scope, "manage")
-    role = await accounts.register(new["username"], new["password"], new.get("role", "viewer"))
+    who, client = require(request.scope, "manage"), request.client.host if request.client else ""
+    role = await accounts.register(client, who, new["username"], new["password"], new.get("role", "viewer"))
     return Answer(201, to_json(Account(username=new["username"], role=role)))
 
 
@@ -2446,7 +2473,8 @@ async def log_in(request: Request, who: Login) -> Any:
 @endpoint("POST", "/api/logout", "accounts", "read", None, "forbidden_origin", "storage_unavailable", status_code=204)
 async def log_out(request: Request) -> Any:
     """End the session that asks: its token is good for nothing from now on."""
-    await accounts.revoke(request.scope["bistro92.credential"].id)
+    if (who := request.scope["bistro92.credential"]) is not LOCAL:
+        await accounts.revoke(who.id)
     return Answer(204, b"", (b"set-cookie", f"{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict".encode()))
 
 
@@ -2464,9 +2492,10 @@ async def create_token(new: NewToken) -> Any:
 @endpoint("GET", "/api/tokens", "accounts", "manage", list[Token], "storage_unavailable")
 async def list_tokens() -> Any:
     """The devices that are let in."""
-    query = "SELECT id, name, role, created_at, expires_at FROM tokens WHERE NOT is_session ORDER BY id"
     names = ("id", "name", "role", "created_at", "expires_at")
-    return Answer(200, to_json([dict(zip(names, row, strict=True)) for row in await storage.read(query)]))
+    live = "NOT is_session AND coalesce(expires_at > :now, true)"
+    rows = await storage.read(f"SELECT {', '.join(names)} FROM tokens WHERE {live} ORDER BY id", now=clock())
+    return Answer(200, to_json([dict(zip(names, row, strict=True)) for row in rows]))
 
 
 @endpoint("DELETE", "/api/tokens/{token_id:number}", "accounts", "manage", None, "token_not_found", "forbidden_origin",

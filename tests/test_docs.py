@@ -45,13 +45,14 @@ def served() -> set[tuple[str, str]]:
 
 
 def top_level() -> set[str]:
-    """What stands in the root and isn't ignored; folders end with a slash."""
+    """What stands in the root and isn't ignored; folders end with a slash, and empty ones don't count, as for git."""
     lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     ignored = [".git", *(line.strip("/") for line in lines if line and not line.startswith("#"))]
     return {
         path.name + "/" * path.is_dir()
         for path in ROOT.iterdir()
         if not any(fnmatch(path.name, pattern) for pattern in ignored)
+        and (path.is_file() or any(each.is_file() for each in path.rglob("*")))
     }
 
 
