@@ -1,7 +1,8 @@
-# run · test · check · bench · card · coverage · audit · clean
+# run · test · check · bench · card · coverage · audit · backup · restore · soak · clean
 # Needs Python 3.11 or newer with its venv module; everything else goes into .venv.
 
 PORT = 8000
+MINUTES = 30
 
 # The first of these that is there, runs, and is new enough. `make PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -11,10 +12,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # What is checked. The core runs without the folders, so they may be absent.
-CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py tests bench)
+CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py tests bench ops)
 CARD := app.py simple_ws_client.py test_all_apis.py requirements.txt README.md
 
-.PHONY: run test check bench card coverage audit clean
+.PHONY: run test check bench card coverage audit backup restore soak clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another port
@@ -48,6 +49,16 @@ coverage: $(VENV)/.dev  ## which lines the tests run, in the server's processes 
 
 audit: $(VENV)/.dev  ## known vulnerabilities of what is installed to run
 	$(BIN)/pip-audit --requirement requirements.txt
+
+backup: | $(BIN)/python  ## a verified copy, while the server runs; `make backup ARGS="--to FOLDER --keep N"`
+	$(BIN)/python ops/backup.py $(ARGS)
+
+restore: | $(BIN)/python  ## `make restore FILE=backups/…`, while the server is stopped; the old database is kept
+	@test -n "$(FILE)" || { echo "Which backup? make restore FILE=backups/..." >&2; exit 1; }
+	$(BIN)/python ops/restore.py "$(FILE)"
+
+soak: $(VENV)/.dev  ## mixed load with kills and reconnects; `make soak MINUTES=120`
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 clean:  ## everything that is made here; never a database
 	rm -rf $(VENV) .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

@@ -1604,7 +1604,8 @@ def is_local(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     A `Host` that isn't loopback betrays a page that had its name rebound to 127.0.0.1; a forwarded request comes
     from wherever the proxy heard it.
     """
-    client, host = (scope["client"] or ("",))[0], headers.get(b"host", b"").decode("latin-1").lower()
+    hosts = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
+    client, host = (scope["client"] or ("",))[0], hosts[0] if len(hosts) == 1 else ""
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     loopback = (client.startswith("127.") or client == "::1") and name in {"localhost", "127.0.0.1", "[::1]"}
     return loopback and not any(header.startswith(FORWARDED) for header in headers)
@@ -1619,6 +1620,7 @@ class Accounts:
         self._nobody = ""  # the hash that an unknown user's password is compared with, for the same answer and time
         self._tokens: dict[str, Credential] = {}  # hash of the secret → whose it is
         self._failures: dict[tuple[str, str], int] = {}  # (client, username) → failed logins in a row
+        self._slowed: set[tuple[str, str]] = set()  # (client, username) that failed before and try again just now
         self._logins: Counter[str] = Counter()  # client → those on their way
         self._hash_turn = asyncio.Lock()  # one hash at a time: orders need the processor, too
         self.protected = True  # nobody has registered yet
@@ -1662,23 +1664,36 @@ class Accounts:
     async def login(self, client: str, username: str, password: str) -> tuple[str, Role, str]:
         """Returns a session's secret, the role and when it expires. Raises Problem where the credentials are wrong.
 
-        After failures the same client waits longer and longer for the same name: nobody else does.
+        After failures the same client waits longer and longer for the same name, one try at a time: nobody else does.
         """
         attempt = (client, username.lower())
         failed = self._failures.get(attempt, 0)
-        query = "SELECT password, role, username FROM users WHERE username = :name"
-        found = await self._storage.read(query, name=username)
-        known, role, name = found[0] if found else (self._nobody, None, "")
-        delay = 0.1 * 2 ** min(failed, 10) if failed else 0
-        if not await self._hashing(client, self._passwords.verify, password, known, delay=delay) or role is None:
-            if len(self._failures) >= MAX_WAITING_WRITES:
-                del self._failures[next(iter(self._failures))]
-            self._failures[attempt] = self._failures.get(attempt, 0) + 1
-            raise Problem("wrong_credentials", "The username or the password is wrong.", WHO)
+        if attempt in self._slowed:
+            raise Problem("rate_limited", "This name failed before; one login at a time.", RETRY)
+        self._slowed |= {attempt} if failed else set()
+        try:
+            name, role = await self._verify(client, username, password, 0.1 * 2 ** min(failed, 10) if failed else 0)
+        except Problem as problem:
+            if problem.code == "wrong_credentials":
+                if len(self._failures) >= MAX_WAITING_WRITES:
+                    del self._failures[next(iter(self._failures))]
+                self._failures[attempt] = self._failures.get(attempt, 0) + 1
+            raise
+        finally:
+            self._slowed -= {attempt} if failed else set()
         self._failures.pop(attempt, None)
         expires_at = clock(seconds=-SESSION_SECONDS)
         _, secret = await self.issue(name, role, expires_at, is_session=True)
         return secret, role, expires_at
+
+    async def _verify(self, client: str, username: str, password: str, delay: float) -> tuple[str, Role]:
+        """The name, as it was registered, and the role of who has this password. Raises Problem where nobody has."""
+        query = "SELECT password, role, username FROM users WHERE username = :name"
+        found = await self._storage.read(query, name=username)
+        known, role, name = found[0] if found else (self._nobody, None, "")
+        if not await self._hashing(client, self._passwords.verify, password, known, delay=delay) or role is None:
+            raise Problem("wrong_credentials", "The username or the password is wrong.", WHO)
+        return name, role
 
     async def _hashing(self, client: str, work: Callable[..., Any], *arguments: str, delay: float = 0) -> Any:
         """Run a slow hash in a thread; no more than MAX_LOGINS wait for one."""

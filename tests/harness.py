@@ -23,7 +23,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -279,13 +279,19 @@ class Display:
     """A screen over WebSocket."""
 
     def __init__(
-        self, port: int, after: str | None = None, station: str | None = None, batch: bool | None = None
+        self,
+        port: int,
+        after: str | None = None,
+        station: str | None = None,
+        batch: bool | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         query = query_of(after=after, station=station, batch="true" if batch else None)
         self._open = contextlib.ExitStack()
         self.socket = self._open.enter_context(
             websockets.sync.client.connect(
                 f"ws://127.0.0.1:{port}/ws/orders{query}",
+                additional_headers=headers,
                 max_size=None,
                 max_queue=None,  # it always reads; Peer is the one who doesn't
                 proxy=None,
@@ -314,10 +320,12 @@ class EventStream:
         station: str | None = None,
         last_event_id: str | None = None,
         deadline: float = DEADLINE,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=deadline)
-        headers = {"last-event-id": last_event_id} if last_event_id is not None else {}
-        self._connection.request("GET", f"/api/events{query_of(after=after, station=station)}", headers=headers)
+        resumed = {"last-event-id": last_event_id} if last_event_id is not None else {}
+        path = f"/api/events{query_of(after=after, station=station)}"
+        self._connection.request("GET", path, headers={**(headers or {}), **resumed})
         self.response = self._connection.getresponse()
 
     def message(self) -> Json:

@@ -550,6 +550,7 @@ def test_a_poll_that_waits(server: Server, client: Client) -> None:
 
 def test_a_poll_that_waits_in_vain(client: Client) -> None:
     """A poll in whose time nothing happens gets no events, and the cursor that it came with."""
+    client.place(an_order())
     cursor = client.cursor()
     assert client.changes(after=cursor, wait=0.05).json == {"events": [], "cursor": cursor}
 

@@ -956,7 +956,7 @@ def test_scheduled_order_whose_time_came_while_the_server_was_down(serve: Serve)
 
 
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of which nothing is changed any more: 60 orders of every kind, created on different days."""
     server = Server(tmp_path_factory.mktemp("catalog"))
     try:
@@ -977,10 +977,16 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         move_back(
             server, {number + 1: {"created_at": f"2026-10-{1 + number // 2:02}T12:00:00Z"} for number in range(60)}
         )
-        with closing(server.start().client()) as client:
-            yield client
+        yield server.start()
     finally:
         server.end()
+
+
+@pytest.fixture
+def catalog(full: Server) -> Iterator[Client]:
+    """HTTP to that server."""
+    with closing(full.client()) as client:
+        yield client
 
 
 def listed(client: Client, **query: Any) -> list[Json]:
@@ -1272,6 +1278,25 @@ def test_prep_seconds_of_few_and_many_orders(serve: Serve) -> None:
                 assert (found["p50"], found["p90"]) == ranks[count]
             change(client, orders[count - 1], status="preparing")  # recalled: the slowest isn't ready any more
         assert stats(client)["prep_seconds"] == {"count": 0, "p50": None, "p90": None}
+
+
+def test_prep_seconds_of_a_day_ago(serve: Serve) -> None:
+    """An order is counted for 24 hours from when it became ready, whatever else is changed about it meanwhile."""
+    server = serve().start()
+    with closing(server.client()) as client:
+        old, new = placed_in(client, "ready"), placed_in(client, "ready")
+    server.stop()
+    nearly = datetime.now(UTC) - timedelta(hours=24) + timedelta(seconds=3)
+    lately = datetime.now(UTC) - timedelta(hours=1)
+    times = {
+        order["id"]: {"created_at": stamp(ready_at - timedelta(seconds=took)), "ready_at": stamp(ready_at)}
+        for order, ready_at, took in ((old, nearly, 60), (new, lately, 30))
+    }
+    move_back(server, times)
+    with closing(server.start().client()) as client:
+        change(client, old, table="Bar")
+        until(lambda: stats(client)["prep_seconds"]["count"] == 1, "the day is over")
+        assert stats(client)["prep_seconds"] == {"count": 1, "p50": 30, "p90": 30}
 
 
 def test_all_day_follows_every_change(client: Client) -> None:
