@@ -15,18 +15,22 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py tests bench ops)
 CARD := app.py simple_ws_client.py test_all_apis.py requirements.txt README.md
 
-.PHONY: run test check bench card coverage audit backup restore soak clean
+.PHONY: run test check bench screenshots card coverage audit backup restore soak clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another port
 	$(BIN)/python app.py --host 127.0.0.1 --port $(PORT)
 
-test: $(VENV)/.dev  ## every test; `make test ARGS="-k feed"` some of them
+# axe-core, which judges the screens; without npm its test is skipped and says so
+test: $(VENV)/.dev $(if $(shell command -v npm),tests/node_modules)  ## every test; `make test ARGS="-k feed"` some of them
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict $(CHECKED)
+
+screenshots: $(VENV)/.dev  ## the README's pictures; needs Debian's chromium
+	$(BIN)/python -m tests.take_screenshots
 
 bench: $(VENV)/.dev  ## measurements; the load generator is wrk
 	$(BIN)/python -m bench $(ARGS)
@@ -61,8 +65,12 @@ soak: $(VENV)/.dev  ## mixed load with kills and reconnects; `make soak MINUTES=
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 clean:  ## everything that is made here; never a database
-	rm -rf $(VENV) .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
+	rm -rf $(VENV) tests/node_modules .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+tests/node_modules: tests/package-lock.json
+	npm ci --prefix tests --no-audit --no-fund
+	@touch $@
 
 # A stamp is newer than the list that it installed, so that the next run installs nothing.
 $(VENV)/.run: requirements.txt | $(BIN)/python
