@@ -151,6 +151,6 @@ def test_every_link_leads_somewhere(page: str, target: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_are_short(page: Path) -> None:
-    """Pages are read in terminals, too: at most 120 characters a line."""
+    """Pages are read in terminals, too: at most 120 characters a line, but for the rows of a table."""
     lines = page.read_text(encoding="utf-8").splitlines()
-    assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 120 and not line.startswith("|")] == []
