@@ -258,11 +258,11 @@ RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+
 
 
 def moment(text: str) -> str:
-    """An RFC 3339 time with its offset, as rfc3339() writes it. Raises ValueError."""
+    """An RFC 3339 time with its offset, as rfc3339() writes it; a fraction counts as a second. Raises ValueError."""
     if not RFC3339.fullmatch(text):
         raise ValueError("expected a time with its offset, such as 2026-11-20T18:15:02Z")
     try:
-        return rfc3339(datetime.fromisoformat(text.upper()))
+        return rfc3339(datetime.fromisoformat(text.upper()) + timedelta(microseconds=999_999))
     except OverflowError as error:
         raise ValueError("the time is out of range") from error
 
@@ -278,13 +278,17 @@ Moment = Annotated[str, AfterValidator(moment), WithJsonSchema({"type": "string"
 Status = Literal["scheduled", "received", "preparing", "ready", "completed", "cancelled"]
 LineStatus = Literal["pending", "ready", "voided"]
 Priority = Literal["normal", "rush"]
-STRICT: Final = ConfigDict(extra="forbid", strict=True)
+
+
+def strict(**example: Any) -> ConfigDict:
+    """What is said of a request's body: nothing unknown, nothing of another type; and what one looks like."""
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [example]})
 
 
 class NewLine(TypedDict):
     """A line of an order as a POS client sends it."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(name="Burger", quantity=3, note="no onions", station="grill")  # type: ignore[misc]
     name: Name
     quantity: Annotated[int, Field(ge=1, le=999)]
     note: NotRequired[Note]
@@ -297,7 +301,9 @@ Lines = Annotated[list[NewLine], Field(min_length=1, max_length=MAX_LINES)]
 class NewOrder(TypedDict):
     """An order as a POS client posts it."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(  # type: ignore[misc]
+        table="Table 1", items=[{"name": "Burger", "quantity": 3}, {"name": "Ice Cream", "quantity": 1}]
+    )
     table: Table
     items: Lines
     note: NotRequired[Note]
@@ -310,14 +316,14 @@ class NewOrder(TypedDict):
 class MoreLines(TypedDict):
     """Lines to append to an order."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(items=[{"name": "Espresso", "quantity": 2, "station": "bar"}])  # type: ignore[misc]
     items: Lines
 
 
 class Amendment(TypedDict, total=False):
     """What may be changed of an order; `"note": null` takes the note away."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(status="ready")  # type: ignore[misc]
     status: Status
     table: Table
     note: Note | None
@@ -328,14 +334,14 @@ class Amendment(TypedDict, total=False):
 class LineChange(TypedDict):
     """What may be changed of a line."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(status="ready")  # type: ignore[misc]
     status: LineStatus
 
 
 class Cancellation(TypedDict, total=False):
     """Why an order is cancelled."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(reason="The guests have left")  # type: ignore[misc]
     reason: Note
 
 
@@ -1101,8 +1107,11 @@ class PrepTimes:
 
     def note(self, order_id: int, ready_at: str | None, entered_at: str) -> None:
         """Take an order's time; without `ready_at` it isn't ready, or not any more."""
-        if known := self._times.pop(order_id, None):
-            self._sorted.pop(bisect_left(self._sorted, known[1]))
+        known = self._times.get(order_id)
+        if known and known[0] == ready_at:
+            return
+        if known:
+            del self._times[order_id], self._sorted[bisect_left(self._sorted, known[1])]
         if ready_at:
             seconds = int((datetime.fromisoformat(ready_at) - datetime.fromisoformat(entered_at)).total_seconds())
             self._times[order_id] = (ready_at, seconds)
@@ -1318,6 +1327,13 @@ class Subscriber:
         return 1000, ""
 
 
+async def departure(receive: Receive) -> Literal[True]:
+    """Returns when a client that was sent no answer yet has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    return True
+
+
 class ConnectionManager:
     """Who listens to the feed. Broadcasts after the commit, in `seq` order, and waits for nobody."""
 
@@ -1344,9 +1360,10 @@ class ConnectionManager:
         """Take a commit's events and wake whoever carries them on. Costs the same for any number of subscribers."""
         self.feed.publish(events)
         PUBLISHED.inc(len(events))
-        self._ring()
+        self.ring()
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
+        """Wake whoever waits for news."""
         self._news.set()
         self._news = asyncio.Event()
 
@@ -1381,18 +1398,21 @@ class ConnectionManager:
             return None
         return [Event(row[0], row[1], from_json(row[2]), row[2].encode(), self.feed.epoch) for row in rows]
 
-    async def changes(self, after: str | None, limit: int, wait: float) -> tuple[list[Event], str]:
+    async def changes(
+        self, after: str | None, limit: int, wait: float, receive: Receive
+    ) -> tuple[list[Event], str]:
         """The events after a cursor, or from now on, and the cursor after them; may wait for the first one."""
         position = self.feed.head if after is None else self.feed.resumable(after)
         if position == self.feed.head and wait and not self.stopping:
             self.admit()
             self._polling += 1
-            with contextlib.suppress(TimeoutError):
-                try:
-                    async with asyncio.timeout(wait):
-                        await self._news.wait()
-                finally:
-                    self._polling -= 1
+            ends = [asyncio.create_task(self._news.wait()), asyncio.create_task(departure(receive))]
+            try:
+                await asyncio.wait(ends, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._polling -= 1
+                for end in ends:
+                    end.cancel()
         events = None if position is None else await self.events_since(position)
         if events is None:
             raise Problem("cursor_lost", "This cursor can't be resumed: read the orders anew and go on from there.")
@@ -1443,7 +1463,7 @@ class ConnectionManager:
     def stop(self) -> None:
         """The server stops: sockets are closed with 1012, streams and waiting polls end."""
         self.stopping = True
-        self._ring()
+        self.ring()
         self.dismiss(1012, "service restart")
 
 
@@ -1540,6 +1560,7 @@ class OrderBook:
         )
         bodies = [row[0].encode() for row in await self._storage.read(TODAY, yesterday=clock(hours=24))]
         self._manager.feed.load(epoch, seq, seq if oldest is None else oldest - 1, bodies)
+        self._manager.ring()
 
     async def probe(self) -> None:
         """Show that a commit is possible. Raises Problem, or TimeoutError where others hold the lock too long."""
@@ -2010,9 +2031,16 @@ class Bistro92(FastAPI):
         """FastAPI's page, with the media type that problems have."""
         page = super().openapi()
         for operation in (operation for path in page["paths"].values() for operation in path.values()):
-            for status, response in operation["responses"].items():
-                if status >= "400" and "application/json" in response["content"]:
-                    response["content"] = {"application/problem+json": response["content"]["application/json"]}
+            for status, response in [*operation["responses"].items()]:
+                if status < "400":
+                    continue
+                if "HTTPValidationError" in str(response):  # FastAPI's guess; ours are documented where they are made
+                    del operation["responses"][status]
+                elif response["content"].keys() != {"application/problem+json"}:
+                    [schema] = response["content"].values()
+                    response["content"] = {"application/problem+json": schema}
+        for guess in ("HTTPValidationError", "ValidationError"):
+            page["components"]["schemas"].pop(guess, None)
         return page
 
 
@@ -2097,7 +2125,13 @@ def on_stop(app: Bistro92) -> None:
             previous[signum] = signal.signal(signum, handle)
 
 
-app = Bistro92(title="Bistro92", version="1.0.0", summary="Real-time orders for restaurants", lifespan=lifespan)
+app = Bistro92(
+    title="Bistro92",
+    version="1.0.0",
+    summary="Real-time orders for restaurants",
+    lifespan=lifespan,
+    redirect_slashes=False,
+)
 app.router.route_class = Route
 if settings.allowed_origins:
     origins = settings.allowed_origins.replace(",", " ").split()
@@ -2158,7 +2192,7 @@ CHANGE: Final = (*WRITE, "order_not_found", "version_mismatch")
 
 def headers_of(*names: str) -> dict[str, Any]:
     """The documentation of the request headers that make a write conditional or repeatable."""
-    text = {"type": "string", "maxLength": 255}
+    text = {"type": "string", "minLength": 1}
     return {"parameters": [{"name": name, "in": "header", "schema": text} for name in names]}
 
 
@@ -2376,7 +2410,7 @@ Changes = TypedDict("Changes", {"events": list[FeedEvent], "cursor": str})
 @endpoint("GET", "/api/changes", "feed", "read", Changes, *READ, "cursor_lost", "too_many_subscribers")
 async def poll_changes(request: Request, query: Annotated[ChangesQuery, Query()]) -> Any:
     """The events after a cursor. `wait` holds the request until there is one."""
-    events, cursor = await manager.changes(query.after, query.limit, query.wait)
+    events, cursor = await manager.changes(query.after, query.limit, query.wait, request.receive)
     require_still(request.scope)
     found = b",".join([event.json for event in events])
     return Answer(200, b'{"events":[%b],"cursor":"%b"}' % (found, cursor.encode()))
@@ -2424,7 +2458,7 @@ async def orders_socket(websocket: WebSocket) -> None:
 class Registration(TypedDict):
     """An account to create. The first one is a manager's, whatever it says."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(username="maria", password="correct horse", role="manager")  # type: ignore[misc]
     username: Annotated[Text, Field(min_length=1, max_length=64)]
     password: Annotated[Text, Field(min_length=8, max_length=1024)]
     role: NotRequired[Role]
@@ -2433,7 +2467,7 @@ class Registration(TypedDict):
 class Login(TypedDict):
     """Who logs in."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(username="maria", password="correct horse")  # type: ignore[misc]
     username: Annotated[Text, Field(max_length=64)]
     password: Annotated[Text, Field(max_length=1024)]
 
@@ -2441,7 +2475,7 @@ class Login(TypedDict):
 class NewToken(TypedDict):
     """A device to let in."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
+    __pydantic_config__ = strict(name="Grill display", role="kitchen", expires_in_days=365)  # type: ignore[misc]
     name: Annotated[Text, Field(min_length=1, max_length=64)]
     role: Role
     expires_in_days: NotRequired[Annotated[int, Field(ge=1, le=3650)] | None]

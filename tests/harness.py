@@ -483,6 +483,11 @@ class Backstage:
         return [json.loads(body) for _, body in reversed(rows)]
 
 
+async def nobody_leaves() -> Any:
+    """What a server hears of a client that waits for its answer."""
+    await asyncio.Event().wait()
+
+
 @contextlib.asynccontextmanager
 async def backstage(storage: app.Storage | None = None, **settings: Any) -> AsyncIterator[Backstage]:
     """The backend, open and broadcasting; in memory unless a storage is given."""

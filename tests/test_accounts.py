@@ -62,13 +62,17 @@ def new_name() -> str:
 
 
 class Caller(Client):
-    """A client that shows something with every request: a token, a cookie, another Host."""
+    """A client that shows something with every request: a token, a cookie, another Host.
+
+    It connects anew for each, because the server closes connections that are idle for long.
+    """
 
     def __init__(self, port: int, **shown: str) -> None:
         super().__init__(port)
         self.port, self.shown = port, shown
 
     def request(self, method: str, path: str, body: Json | bytes | None = None, **headers: str) -> Reply:
+        self.close()
         return super().request(method, path, body, **{**self.shown, **headers})
 
     def display(self) -> Display:
@@ -124,10 +128,13 @@ def open_house(server: Server) -> Caller:
 def close_code(screen: Screen) -> int | None:
     """With what the server ends a screen; fails where it doesn't do so promptly."""
     end = time.monotonic() + PROMPTLY
-    with closing(screen), pytest.raises(Dropped) as dropped:
-        while time.monotonic() < end:
-            screen.message() if isinstance(screen, EventStream) else screen.message(PROMPTLY)  # type: ignore[call-arg]
-    return dropped.value.code
+    with closing(screen):
+        try:
+            while time.monotonic() < end:
+                screen.message()
+        except Dropped as dropped:
+            return dropped.code
+    raise AssertionError("the screen is still served")
 
 
 def from_now(**span: float) -> str:
@@ -197,7 +204,8 @@ def shut_out(caller: Caller) -> None:
 def test_protected_mode_loopback_host(fresh: Server, host: str) -> None:
     """On the machine itself everything works without a password, under each of its loopback names."""
     with closing(Caller(fresh.port, host=host)) as caller:
-        assert caller.place(an_order())["id"] >= 1
+        order = caller.place(an_order())
+        assert [event["by"] for event in caller.get(f"/api/order/{order['id']}/events").json] == [None]
         assert caller.get("/api/tokens").status == 200
         assert caller.shake_hands().status == 101
 
@@ -251,12 +259,12 @@ def test_protected_mode_forwarded_request(fresh: Server, header: dict[str, str])
 
 def test_protected_mode_other_address(fresh: Server) -> None:
     """Who doesn't come over the loopback interface is served nothing, whatever Host it names."""
-    try:
-        [address, *_] = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {
-            f"127.0.{net}.1" for net in (0, 1)
-        }
-    except (OSError, ValueError):
-        pytest.skip("this machine has no address but its loopback")
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; the system chooses the address to send from
+        except OSError:
+            pytest.skip("this machine has no address but its loopback")
+        address: str = probe.getsockname()[0]
     with socket.create_connection((address, fresh.port), timeout=PROMPTLY) as outside:
         outside.sendall(b"GET /api/orders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: outside.recv(65_536), b""))
@@ -298,29 +306,17 @@ def test_protected_mode_ends_with_the_first_account(serve: Serve) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_first_account_becomes_manager(serve: Serve) -> None:
-    """The first account is a manager's whatever it asks for; so it stays over a restart."""
-    server = serve().start()
-    with closing(Caller(server.port)) as nobody:
-        reply = nobody.register("boss", role="viewer")
-        assert (reply.status, reply.json) == (201, {"username": "boss", "role": "manager"})
-        server.kill()
-        server.start()
-        assert parse_problem(nobody.get("/api/orders")) == (401, "unauthenticated")
-        assert nobody.login().json["role"] == "manager"
-
-
 def test_first_accounts_at_the_same_moment(serve: Serve) -> None:
-    """However many try to be first, one is; the others are told to log in."""
+    """However many try to be first, one is, and is a manager whatever it asked for; the others have to log in."""
     server = serve().start()
 
     def register(number: int) -> Reply:
         with closing(Caller(server.port)) as caller:
-            return caller.register(f"first-{number}", role="manager")
+            return caller.register(f"first-{number}", role="viewer" if number % 2 else None)
 
-    with ThreadPoolExecutor(6) as pool:
-        replies = list(pool.map(register, range(6)))
-    assert sorted(reply.status for reply in replies) == [201, 401, 401, 401, 401, 401]
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(register, range(4)))
+    assert sorted(reply.status for reply in replies) == [201, 401, 401, 401]
     with closing(sqlite3.connect(server.file)) as database:
         assert database.execute("SELECT role FROM users").fetchall() == [("manager",)]
 
@@ -401,20 +397,28 @@ def test_login_after_failures(boss: Caller, server: Server) -> None:
     """Guessing gets slower with each failure, in any spelling, one try at a time; others don't notice."""
     name = new_name()
     boss.register(name, "viewer")
-    with ThreadPoolExecutor(1) as pool, closing(Caller(server.port)) as guesser, closing(Caller(server.port)) as other:
-        for _ in range(4):
-            assert guesser.login(name.upper(), "wrong password").status == 401
+
+    def login(username: str, **headers: str) -> Reply:
+        with closing(Caller(server.port)) as caller:
+            return caller.login(username, **headers)
+
+    with ThreadPoolExecutor(4) as pool:
+        for spelling in (name, name.upper(), name.title(), name, name):
+            with closing(Caller(server.port)) as guesser:
+                assert guesser.login(spelling, "wrong password").status == 401
         started = time.monotonic()
-        guess = pool.submit(guesser.login, name, PASSWORD)
-        until(lambda: other.login(name, "wrong password").status == 429, "the guess is on its way")
-        assert other.login("boss").status == 200  # another name
-        assert other.login(name, x_forwarded_for="203.0.113.5").status == 200  # another client
-        assert not guess.done()
-        assert guess.result().status == 200  # slowed, never locked out
-        assert time.monotonic() - started >= 1.6
+        tries = [pool.submit(login, name), pool.submit(login, name.upper())]
+        until(lambda: any(each.done() for each in tries), "one of them is refused")
+        [refused, slowed] = sorted(tries, key=lambda each: not each.done())
+        assert parse_problem(refused.result()) == (429, "rate_limited")
+        other_name, other_client = pool.submit(login, "boss"), pool.submit(login, name, x_forwarded_for="203.0.113.5")
+        assert other_name.result().status == other_client.result().status == 200
+        assert not slowed.done()
+        assert slowed.result().status == 200  # never locked out
+        assert time.monotonic() - started >= 3.2
         started = time.monotonic()
-        assert other.login(name).status == 200
-        assert time.monotonic() - started < 1.6  # a success wipes the slate
+        assert login(name).status == 200
+        assert time.monotonic() - started < 3.2  # a success wipes the slate
 
 
 def test_login_while_another_client_floods(server: Server, nobody: Caller) -> None:
@@ -424,8 +428,8 @@ def test_login_while_another_client_floods(server: Server, nobody: Caller) -> No
         with closing(Caller(server.port, x_forwarded_for="203.0.113.66")) as caller:
             return caller.login(f"guess-{number}")
 
-    with ThreadPoolExecutor(30) as pool:
-        flood = [pool.submit(login, number) for number in range(30)]
+    with ThreadPoolExecutor(14) as pool:
+        flood = [pool.submit(login, number) for number in range(14)]
         until(lambda: any(each.done() and each.result().status == 429 for each in flood), "it is told to wait")
         assert nobody.login().status == 200
         refused = [each.result() for each in flood if each.result().status != 401]
@@ -487,17 +491,18 @@ def test_token_with_a_bad_time(boss: Caller, days: object) -> None:
 
 
 def test_tokens_survive_a_restart(serve: Serve) -> None:
-    """Devices and logins are still known after a restart; what was revoked still isn't."""
+    """Devices and logins are known after a restart; what was revoked isn't, and nobody gets in without a token."""
     server = serve().start()
     boss = open_house(server)
     kept, revoked = boss.device("kitchen"), boss.device("kitchen")
     assert boss.revoke(revoked.id).status == 204
     server.kill()
     server.start()
-    assert [caller.get("/api/orders").status for caller in (boss, kept.caller, revoked.caller)] == [200, 200, 401]
+    callers = (boss, kept.caller, revoked.caller, Caller(server.port))
+    assert [caller.get("/api/orders").status for caller in callers] == [200, 200, 401, 401]
 
 
-@pytest.mark.parametrize("shown", ["", "Bearer", "Bearer ", "Bearer nonsense", "Basic Ym9zczpib3Nz", "boss", "Bearer Ã"])
+@pytest.mark.parametrize("shown", ["", "Bearer", "Bearer ", "Bearer nonsense", "Basic Ym9zczpib3Nz", "Bearer Ã"])
 def test_no_token(server: Server, shown: str) -> None:
     """Who shows no token, or one that is none, is asked for one."""
     caller = Caller(server.port, authorization=shown) if shown else Caller(server.port)
@@ -571,8 +576,7 @@ def test_revocation_while_a_stream_is_not_yet_open(serve: Serve) -> None:
     assert b"Secret" not in received
 
 
-@pytest.mark.parametrize("database", ["free", "locked"])
-def test_expiry_closes_what_is_open(serve: Serve, database: str) -> None:
+def test_expiry_closes_what_is_open(serve: Serve) -> None:
     """When a token's time is over, so are its socket and its stream, even while the database takes no write."""
     server = serve().start()
     device = open_house(server).device("viewer", expires_in_days=1)
@@ -582,13 +586,10 @@ def test_expiry_closes_what_is_open(serve: Serve, database: str) -> None:
         server.start()
         display, stream = device.caller.display(), device.caller.stream()
         assert display.message()["type"] == stream.message()["type"] == "initial"
-        if database == "locked":
-            foreign.execute("BEGIN IMMEDIATE")
+        foreign.execute("BEGIN IMMEDIATE")
         until(lambda: device.caller.get("/api/orders").status == 401, "the token expires")
-        over = time.monotonic()
         assert close_code(display) == 1008
         assert close_code(stream) is None
-        assert time.monotonic() - over < PROMPTLY
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -825,9 +826,8 @@ def test_socket_with_token_or_cookie(boss: Caller, server: Server, cookie: str) 
 
 def test_no_cors_by_default(nobody: Caller) -> None:
     """Without BISTRO92_ALLOWED_ORIGINS no other origin is told that it may call."""
-    preflight = nobody.request(
-        "OPTIONS", "/api/order", origin="https://pos.example", access_control_request_method="POST"
-    )
+    asked: Any = {"origin": "https://pos.example", "access_control_request_method": "POST"}
+    preflight = nobody.request("OPTIONS", "/api/order", **asked)
     assert preflight.status == 405
     assert preflight.headers["access-control-allow-origin"] is None
 
@@ -836,7 +836,7 @@ def test_allowed_origins(serve: Serve) -> None:
     """The origins that are named may call with a token, preflight and all; others, and cookies, still may not."""
     server = serve(allowed_origins="https://pos.example, http://tablet.example:8080").start()
     boss = open_house(server)
-    asked = {"access_control_request_method": "POST", "access_control_request_headers": "authorization,idempotency-key"}
+    asked: Any = {"access_control_request_method": "POST", "access_control_request_headers": "authorization"}
     for origin in ("https://pos.example", "http://tablet.example:8080"):
         with closing(Caller(server.port)) as page:
             preflight = page.request("OPTIONS", "/api/order", origin=origin, **asked)
@@ -868,7 +868,7 @@ def test_rate_limit(serve: Serve) -> None:
     server = serve(rate_limit=2).start()
     boss = open_house(server)
     fast, other = boss.device("pos").caller, boss.device("pos").caller
-    refused = until(lambda: reply if (reply := fast.post(an_order())).status == 429 else None, "it is refused")
+    [refused] = until(lambda: [reply for reply in [fast.post(an_order())] if reply.status == 429], "it is refused")
     assert parse_problem(refused) == (429, "rate_limited")
     assert int(refused.headers["retry-after"]) >= 1
     assert fast.get("/api/orders").status == 200
@@ -887,33 +887,27 @@ def test_idempotency_key_belongs_to_its_credential(staff: dict[str, Caller]) -> 
     assert (replayed.json, replayed.headers["idempotency-replayed"]) == (first, "true")
 
 
-def test_audit_trail(serve: Serve) -> None:
-    """An order's history says who did what: nobody in protected mode, then the device or the user by name."""
-    server = serve().start()
-    with closing(Caller(server.port)) as local:
-        order = local.place(an_order())
-    boss = open_house(server)
-    path = f"/api/order/{order['id']}"
-    kitchen = boss.device("kitchen").caller
-    assert kitchen.request("PATCH", path, {"status": "preparing"}).status == 200
-    assert boss.request("PATCH", path, {"note": "no nuts"}).status == 200
-    history = [(event["by"], event["changes"]) for event in boss.get(f"{path}/events").json]
-    assert [by for by, _ in history] == [None, "the kitchen", "boss"]
+def test_audit_trail(staff: dict[str, Caller], server: Server) -> None:
+    """An order's history says who did what: the device, or the user, by name."""
+    path = f"/api/order/{staff['pos'].place(an_order())['id']}"
+    user = bearer(server.port, staff["nobody"].login().json["token"])
+    assert staff["kitchen"].request("PATCH", path, {"status": "preparing"}).status == 200
+    assert user.request("PATCH", path, {"note": "no nuts"}).status == 200
+    history = [(event["by"], event["changes"]) for event in user.get(f"{path}/events").json]
+    assert [by for by, _ in history] == ["the pos", "the kitchen", "boss"]
     assert history[1][1]["/status"] == ["received", "preparing"]
     assert history[2][1]["/note"] == [None, "no nuts"]
 
 
-def test_secrets_stay_secret(serve: Serve) -> None:
+def test_secrets_stay_secret(boss: Caller, server: Server) -> None:
     """Passwords and tokens, right or wrong, are in no log, error, metric or event; the database holds only hashes."""
-    server = serve().start()
-    boss = open_house(server)
     device = boss.device("viewer")
     session: str = boss.login().json["token"]
     wrong = {"password": "wrong-password-1", "token": "wrong-token-2", "key": "wrong-cookie-3"}
     display = boss.display()
     replies = [
         boss.register("boss", "viewer", wrong["password"]),
-        boss.login("boss", wrong["password"]),
+        boss.login("boss", wrong["password"], x_forwarded_for="203.0.113.7"),
         boss.login("stranger", wrong["password"]),
         boss.request("POST", "/api/login", b'{"username": "boss", "password": "wrong-password-1"'),
         boss.request("POST", "/api/login", {"user": "boss", "password": wrong["password"]}),
@@ -932,16 +926,14 @@ def test_secrets_stay_secret(serve: Serve) -> None:
     with closing(display):
         told = [str(display.message()) for _ in range(2)]
     secrets = (PASSWORD, device.secret, session, boss.shown["authorization"].partition(" ")[2], *wrong.values())
-    boss.close()
-    server.stop()
     seen = [server.log, *told, *(f"{reply.headers}{reply.body.decode()}" for reply in replies)]
     stored = b"".join(file.read_bytes() for file in server.file.parent.glob(f"{server.file.name}*"))
     for secret in secrets:
         assert not [text for text in seen if secret in text]
         assert secret.encode() not in stored
     with closing(sqlite3.connect(server.file)) as database:
-        [(password,)] = database.execute("SELECT password FROM users").fetchall()
+        passwords = [password for (password,) in database.execute("SELECT password FROM users")]
         hashes = {hashed for (hashed,) in database.execute("SELECT hash FROM tokens")}
-    assert password.startswith("$argon2id$")
+    assert all(password.startswith("$argon2id$") for password in passwords)
     assert {hashlib.sha256(secret.encode()).hexdigest() for secret in (device.secret, session)} <= hashes
     assert "Traceback" not in server.log

@@ -85,19 +85,23 @@ def test_a_backup_and_a_restore_under_load(serve: Serve, tmp_path: Path) -> None
         restored = named(client.orders())
         assert {"first", *before} <= set(restored) <= {"first", *after}
         assert {key: restored[key] for key in restored if key != "first"}.items() <= answered.items()
+        for number in range(len(answered) + 2 - len(restored)):  # until its numbers reach as far as the lost ones
+            client.place(an_order(f"new {number}"))
         cursor = client.cursor()
+        assert cursor.rpartition("-")[2] == moved_on.rpartition("-")[2]
+        shown_orders = named(client.orders())
         for old_cursor in (lost_history, moved_on):
             assert parse_problem(client.changes(after=old_cursor)) == (410, "cursor_lost")
             for screen in (Display, EventStream):
                 with closing(screen(server.port, after=old_cursor)) as shown:
                     first = shown.message()
                     assert (first["type"], first["cursor"]) == ("initial", cursor)
-                    assert named(first["orders"]) == restored
+                    assert named(first["orders"]) == shown_orders
         for key in answered.keys() & restored.keys():  # idempotency keys are a part of it
             asked = {name: answered[key][name] for name in ("table", "items", "note")}
             assert client.post(asked, idempotency_key=key).headers["idempotency-replayed"] == "true"
         order = client.place(an_order("next"))
-        assert order["id"] == len(restored) + 1
+        assert order["id"] == len(answered) + 3
         with closing(Display(server.port, after=cursor)) as display:
             assert events_up_to(display, client.cursor())[-1]["order"] == order
 
@@ -204,7 +208,9 @@ def test_a_restore_while_another_program_has_the_database_open(closed: Closed) -
     assert closed.is_as_it_was(content)
 
 
-@pytest.mark.parametrize("kind", ["damaged", "empty", "no database", "of another program", "not there"])
+@pytest.mark.parametrize(
+    "kind", ["damaged", "empty", "no database", "of another program", "an order is missing", "not there"]
+)
 def test_a_restore_of_what_is_no_backup(closed: Closed, kind: str) -> None:
     """It is refused with a sentence, and the database that is there stays, byte for byte."""
     if kind == "damaged":
@@ -213,6 +219,9 @@ def test_a_restore_of_what_is_no_backup(closed: Closed, kind: str) -> None:
         closed.backup.write_bytes(b"")
     elif kind == "no database":
         closed.backup.write_text("table 4: two burgers, no nuts\n" * 200)
+    elif kind == "an order is missing":
+        with closing(sqlite3.connect(closed.backup)) as changed, changed:
+            changed.execute("DELETE FROM orders WHERE id = 25")
     else:
         closed.backup.unlink()
     if kind == "of another program":
@@ -234,6 +243,7 @@ def test_a_restore_over_a_damaged_database(closed: Closed, serve: Serve) -> None
     done = run("restore", closed.backup, file=closed.file)
     assert done.returncode == 0, done.stderr
     aside = done.stdout.strip().rpartition(" ")[2]
+    assert not Path(f"{closed.file}-wal").exists()
     assert Path(aside).read_bytes() == damaged
     assert Path(f"{aside}-wal").read_bytes() == wal
     assert served(closed.file, serve) == 50

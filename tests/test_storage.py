@@ -310,7 +310,9 @@ def test_a_setting_that_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-@pytest.mark.parametrize("value", ["https://pos.example.com", "https://a.example http://b.example:8080", "https://a.b,"])
+@pytest.mark.parametrize(
+    "value", ["https://pos.example.com", "https://a.example http://b.example:8080", "https://a.b,"]
+)
 def test_a_good_origin(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """Origins are given with their scheme, separated by commas or blanks."""
     monkeypatch.setenv("BISTRO92_ALLOWED_ORIGINS", value)
