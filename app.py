@@ -2192,8 +2192,9 @@ CHANGE: Final = (*WRITE, "order_not_found", "version_mismatch")
 
 def headers_of(*names: str) -> dict[str, Any]:
     """The documentation of the request headers that make a write conditional or repeatable."""
-    text = {"type": "string", "minLength": 1}
-    return {"parameters": [{"name": name, "in": "header", "schema": text} for name in names]}
+    shortest = {"Idempotency-Key": 1}
+    schemas = {name: {"type": "string", "minLength": shortest.get(name, 0)} for name in names}
+    return {"parameters": [{"name": name, "in": "header", "schema": schema} for name, schema in schemas.items()]}
 
 
 async def commit(
