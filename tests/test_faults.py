@@ -398,6 +398,7 @@ def test_more_sockets_than_a_process_may_have(serve: Serve) -> None:
     server = serve(*QUIET).start()
     resource.prlimit(server.running.pid, resource.RLIMIT_NOFILE, (FEW_FILES, FEW_FILES))
     with closing(server.client()) as early:
+        early.place(an_order("Early"))
         with contextlib.ExitStack() as peers:
             for _ in range(FEW_FILES + 100):
                 with contextlib.suppress(OSError):
