@@ -400,9 +400,11 @@ def test_more_sockets_than_a_process_may_have(serve: Serve) -> None:
     with closing(server.client()) as early:
         early.place(an_order("Early"))
         with contextlib.ExitStack() as peers:
-            for _ in range(FEW_FILES + 100):
+            for number in range(FEW_FILES + 100):
                 with contextlib.suppress(OSError):
                     peers.enter_context(closing(Peer(server.port)))
+                if number % 20 == 0:  # an idle connection would be closed
+                    early.place(an_order("Among them"))
             end = time.monotonic() + 1.5  # the server's own work has its turns meanwhile
             until(lambda: early.place(an_order("Among them")) and time.monotonic() > end, "orders are taken")
             assert early.get("/readyz").status == 200

@@ -485,6 +485,7 @@ def test_a_bump_bar_works_the_whole_kitchen(tablet: Device, client: Client) -> N
     page.keyboard.press("Enter")
     expect(ticket(page, second)).to_have_count(0)
     until(lambda: status_of(client, second) == "ready", "Enter reaches the server")
+    expect(page.get_by_role("button", name=f"Order {second['id']},")).to_be_visible()
     page.keyboard.press("r")
     expect(ticket(page, second)).to_be_visible()
     page.keyboard.press("3")
@@ -492,6 +493,7 @@ def test_a_bump_bar_works_the_whole_kitchen(tablet: Device, client: Client) -> N
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")  # nothing is chosen: this chooses the first ticket, and bumps nothing
     expect(ticket(page, first)).to_have_attribute("data-selected", "")
+    expect(page.get_by_role("button", name=f"Order {second['id']},")).to_be_visible()
     page.keyboard.press("u")
     expect(ticket(page, second)).to_be_visible()
     until(lambda: status_of(client, second) == "preparing", "U takes it back")
