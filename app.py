@@ -1645,6 +1645,7 @@ class Accounts:
         self._logins: Counter[str] = Counter()  # client → those on their way
         self._hash_turn = asyncio.Lock()  # one hash at a time: orders need the processor, too
         self.protected = True  # nobody has registered yet
+        self.revoked = 0  # how often somebody's access ended: who waited meanwhile is asked again
 
     async def load(self) -> None:
         self._nobody = await asyncio.to_thread(self._passwords.hash, secrets.token_hex())
@@ -1679,6 +1680,7 @@ class Accounts:
             if not await self._storage.write(statement, (username, hashed, role, clock())):
                 raise Problem("username_taken", f"There is an account {username} already.")
             self.protected = False
+            self.revoked += 1
         self._manager.dismiss(1008, "log in", LOCAL.id)
         return role
 
@@ -1746,6 +1748,7 @@ class Accounts:
             found = await self._storage.write("DELETE FROM tokens WHERE id = ? RETURNING hash", (token_id,))
         for (hashed,) in found:
             self._tokens.pop(hashed, None)
+            self.revoked += 1
         self._manager.dismiss(1008, "revoked", token_id)
         return bool(found)
 
@@ -1756,6 +1759,7 @@ class Accounts:
             now = clock()
             past = [hashed for hashed, known in self._tokens.items() if known.expires_at and known.expires_at <= now]
             for hashed in past:
+                self.revoked += 1
                 self._manager.dismiss(1008, "expired", self._tokens.pop(hashed).id)
 
 
@@ -1879,8 +1883,10 @@ class Route(APIRoute):
             if self._query:
                 arguments[self._query.name] = read_query(scope["query_string"], self._query.field_info.annotation)
             if self._body_type:
+                revoked = accounts.revoked
                 body = scope["bistro92.body"] = await read_body(scope, receive, settings.max_body_bytes)
-                require_still(scope)
+                if accounts.revoked != revoked:
+                    require_still(scope)
                 if body or self._body.field_info.is_required():
                     arguments[self._body.name] = self._body_type.validate_json(body)
             if self._request:
