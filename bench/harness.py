@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import http.client
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -86,14 +87,18 @@ SIDES: Final[dict[str, list[str]]] = {
 """Server → the command line that starts it, after the interpreter; `--port` follows."""
 
 
+NUMBERS: Final = itertools.count(1)
+
+
 class Server:
     """One of the servers, in a process of its own. Use it as a context manager."""
 
     def __init__(self, side: str, folder: Path, file: Path | None = None, environment: dict[str, str] | None = None):
         self.side = side
         self.port = free_port()
-        self.file = file or folder / f"{side}-{self.port}.db"
-        self._log = folder / f"{side}-{self.port}.log"
+        name = f"{side}-{next(NUMBERS)}"  # a port may come twice, and a fresh server has a fresh file
+        self.file = file or folder / f"{name}.db"
+        self._log = folder / f"{name}.log"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("BISTRO92_")}
         self._environment = {
             **inherited,
