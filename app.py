@@ -112,7 +112,8 @@ GATHER_TURNS: Final = 4  # of the event loop before a commit: who was just answe
 MAX_LOGINS: Final = 50  # on their way at once: each costs tens of megabytes and milliseconds
 MAX_LOGINS_EACH: Final = 10  # of them by one client, so that nobody can lock the others out
 MAX_FAULTS: Final = 20  # named in one answer
-MAX_PAGES: Final = 100  # of the order list, kept as they were last answered
+MAX_PAGES: Final = 100  # of the order list, kept as they were last answered; boards of stations
+MAX_PAGE_BYTES: Final = 65_536  # of such a page; a larger one is made anew
 FEW_ROWS: Final = 20_000  # may be sorted for an answer
 PAGE_ROWS: Final = 500  # read at a time where all are streamed
 SOCKET_BYTES: Final = 65_536  # in a socket's own buffer; with more a subscriber is behind
@@ -1196,6 +1197,8 @@ class Feed:
     def snapshot(self, station: str | None) -> bytes:
         """The open orders that have a line for the station, newest first, as JSON; made once for each position."""
         if station not in self._snapshots:
+            if len(self._snapshots) >= MAX_PAGES:
+                self._snapshots.clear()
             shown = sorted(self.board.items(), reverse=True)
             bodies = [event.body for _, event in shown if station is None or station in event.stations]
             self._snapshots[station] = b"[%b]" % b",".join(bodies)
@@ -2333,8 +2336,10 @@ async def list_orders(request: Request, query: Annotated[ListQuery, Query()]) ->
         headers.append((b"link", f'<{url}>; rel="next"'.encode()))
     if len(pages) >= MAX_PAGES:
         pages.clear()
-    pages[place] = Answer(200, b"[%b]" % b",".join([body for _, body in rows]), *headers)
-    return pages[place]
+    answer = Answer(200, b"[%b]" % b",".join([body for _, body in rows]), *headers)
+    if len(answer.body) <= MAX_PAGE_BYTES:
+        pages[place] = answer
+    return answer
 
 
 async def stream_orders(query: ListQuery, tag: tuple[bytes, bytes]) -> ASGIApp:
