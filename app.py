@@ -2410,7 +2410,7 @@ class ChangesQuery(BaseModel, extra="forbid"):
     """What a poll can ask for."""
 
     after: Annotated[str | None, Field(description="a cursor; without one, from now on")] = None
-    limit: Annotated[int, Field(ge=1, le=PAGE_ROWS)] = 100
+    limit: Annotated[int, Field(ge=1, le=1000, description="an answer may hold fewer: go on from its cursor")] = 100
     wait: Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS, description="seconds, until something happens")] = 0
 
 
@@ -2490,7 +2490,7 @@ class NewToken(TypedDict):
     __pydantic_config__ = strict(name="Grill display", role="kitchen", expires_in_days=365)  # type: ignore[misc]
     name: Annotated[Text, Field(min_length=1, max_length=64)]
     role: Role
-    expires_in_days: NotRequired[Annotated[int, Field(ge=1, le=3650)] | None]
+    expires_in_days: NotRequired[Annotated[float, Field(gt=0, le=3650)] | None]  # 0.5: for a shift
 
 
 Account = TypedDict("Account", {"username": str, "role": Role})
