@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # What is checked. The core runs without the folders, so they may be absent.
-CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py tests bench ops)
+CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py scaleout tests bench ops)
 CARD := app.py simple_ws_client.py test_all_apis.py requirements.txt README.md
 
 .PHONY: run test check bench screenshots card coverage audit backup restore soak clean

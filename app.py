@@ -34,7 +34,7 @@ import sys
 import time
 from bisect import bisect_left, insort
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -80,7 +80,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BISTRO92_", env_ignore_empty=True, frozen=True)
 
-    database_url: Annotated[str, Field(pattern=r"^sqlite://(/.+)?$")] = "sqlite:///bistro92.db"
+    database_url: Annotated[str, Field(pattern=r"^(sqlite://(/.+)?|postgres(ql)?://.+)$")] = "sqlite:///bistro92.db"
     rate_limit: Annotated[int, Field(ge=0)] = 0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 262_144
     max_subscribers: Annotated[int, Field(ge=0)] = 5000
@@ -128,8 +128,10 @@ DROP_SECONDS: Final = 10.0  # for the close frame of a dropped subscriber to get
 STOP_SECONDS: Final = 5.0  # for requests under way once the server was told to stop
 SESSION_SECONDS: Final = 86_400
 MAX_LOGIN_DELAY: Final = 5.0  # after failures: slow for who guesses, never a lock-out
+REACH_SECONDS: Final = 2.0  # for a process to hear of what another one has told a client
 FIRE_PERIOD: Final = 0.5
 REVOKE_PERIOD: Final = 0.5
+ASK_PERIOD: Final = 0.1  # between two questions to the database about tokens that a process doesn't know
 HOUSEKEEPING_PERIOD: Final = 60.0
 
 
@@ -620,6 +622,11 @@ class Event:
         self.end = 0  # bytes that the feed has carried up to here; counted by the feed
 
 
+def events_of(rows: Iterable[Any], epoch: str) -> list[Event]:
+    """Rows of the log, (seq, type, order as JSON text), as events."""
+    return [Event(row[0], row[1], from_json(row[2]), row[2].encode(), epoch) for row in rows]
+
+
 def make_cursor(epoch: str, seq: int) -> str:
     """A place in the log, opaque to clients: which history, and the last event seen of it."""
     return f"{epoch}-{seq}"
@@ -852,10 +859,11 @@ RECALL: Final = """
 """
 
 TODAY: Final = """
-    SELECT body FROM orders WHERE status IN ('received', 'preparing', 'ready') OR ready_at >= :yesterday
+    SELECT epoch, seq, (SELECT min(seq) FROM events), body FROM ledger
+    LEFT JOIN orders ON status IN ('received', 'preparing', 'ready') OR ready_at >= :yesterday
     ORDER BY ready_at
 """
-"""What the feed begins with: the open orders, and those whose preparation time still counts."""
+"""What the feed begins with: where the log stands, the open orders, and those whose preparation time still counts."""
 
 PROBE: Final = "UPDATE ledger SET one = 1"
 """A commit that changes nothing."""
@@ -891,9 +899,15 @@ def driver_errors() -> Iterator[None]:
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
         raise
     except sqlite3.DatabaseError as error:
-        logger.error("storage: %s", error)
-        detail = "The database cannot take this now. Nothing of this request was stored; try again."
-        raise Problem("storage_unavailable", detail, RETRY) from error
+        raise unavailable(error) from error
+
+
+def unavailable(
+    error: Exception, detail: str = "The database cannot take this now. Nothing of this request was stored; try again."
+) -> Problem:
+    """What a failure of the database is to who asked."""
+    logger.error("storage: %s", str(error) or type(error).__name__)
+    return Problem("storage_unavailable", detail, RETRY)
 
 
 class ListQuery(BaseModel, extra="forbid"):
@@ -935,7 +949,7 @@ class ListQuery(BaseModel, extra="forbid"):
                 where.append("station = :station")
             condition = " AND ".join(where) or "true"
             found = f"SELECT id, body FROM {tables} WHERE {condition} ORDER BY {key} DESC LIMIT :rows"
-            branches.append(f"SELECT * FROM ({found})")
+            branches.append(f"SELECT * FROM ({found}) AS found")
         return f"{' UNION ALL '.join(branches)} ORDER BY id DESC LIMIT :rows", values
 
 
@@ -945,6 +959,8 @@ class Storage:
     `databases` opens a connection, and a thread, at every acquire: these are acquired once and used by all tasks.
     In memory one connection does everything, because a private database has no second one.
     """
+
+    shared = False  # whether other processes write, too: then the log is followed, and memory may be behind
 
     def __init__(self, url: str):
         self.file = url.removeprefix("sqlite://").removeprefix("/") or ":memory:"
@@ -1018,8 +1034,7 @@ class Storage:
             "ids": to_json([write.order_id for write in writes if write.order_id]).decode(),
             "externals": to_json([write.external for write in writes if write.external]).decode(),
         }
-        with driver_errors():
-            rows = await self._writer.execute_fetchall(RECALL, named)
+        rows = await self.recall_rows(named)
         _, epoch, seq, last_order_id, counts, _ = rows[0]
         recalled = Recalled(Ledger(epoch, seq, last_order_id, from_json(counts)), {}, {}, {})
         for kind, first, second, third, fourth, body in rows[1:]:
@@ -1032,6 +1047,14 @@ class Storage:
             if kind == "external":
                 recalled.externals[second, third] = first
         return recalled
+
+    async def recall_rows(self, named: dict[str, str]) -> list[Any]:
+        with driver_errors():
+            return list(await self._writer.execute_fetchall(RECALL, named))
+
+    def guard(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """What is recalled, decided and saved inside is one transaction; here nobody else writes anyway."""
+        return contextlib.nullcontext()
 
     async def commit(self, transaction: Transaction) -> None:
         """Save a transaction: one statement, durable when this returns, without a trace when it raises."""
@@ -1086,12 +1109,41 @@ class Storage:
         rows = await self.read("SELECT body FROM orders WHERE id = :id", id=order_id)
         return rows[0][0].encode() if rows else None
 
+    async def user(self, name: str) -> list[Any]:
+        """(password, role, name as it was registered) of a user, upper and lower case being one."""
+        return await self.read("SELECT password, role, username FROM users WHERE username = :name", name=name)
+
     async def orders(self, query: ListQuery, rows: int) -> list[tuple[int, bytes]]:
         """(id, order as JSON) of at most so many orders, newest first."""
         many = f"SELECT 1 FROM orders WHERE created_at >= :since LIMIT 1 OFFSET {FEW_ROWS}"
         recent = query.since is not None and not await self.read(many, since=query.since)
         statement, values = query.sql(rows, recent)
         return [(row[0], row[1].encode()) for row in await self.read(statement, **values)]
+
+    def wake(self) -> None:
+        """The log has grown by more than this process knows of."""
+
+    def follow(self, *_: Any) -> Sequence[Callable[[], Coroutine[Any, Any, None]]]:
+        """What has to run so that the feed has what other processes commit: nothing, there are none."""
+        return ()
+
+
+def storage_at(url: str) -> Storage:
+    """The storage that a URL names. What differs on PostgreSQL is in scaleout/, which SQLite does without."""
+    if url.startswith("sqlite:"):
+        return Storage(url)
+    try:
+        from scaleout.postgresql import Shared
+    except ModuleNotFoundError as error:
+        raise StartRefused(
+            f"BISTRO92_DATABASE_URL names PostgreSQL, and {error.name} is not there. It needs the folder scaleout/ "
+            "beside app.py, and: pip install -r requirements-postgres.txt."
+        ) from error
+
+    class SharedStorage(Shared, Storage):
+        problem, refused, unavailable = Problem, StartRefused, staticmethod(unavailable)
+
+    return SharedStorage(url)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1164,6 +1216,10 @@ class Feed:
         self._snapshots.clear()
         while self._carried - self.recent[0].end > self._kept_bytes:
             self.recent.popleft()
+
+    def continued_by(self, ledger: Ledger, events: Sequence[Event]) -> bool:
+        """Whether these events of a commit are the next ones here."""
+        return (ledger.epoch, events[0].seq) == (self.epoch, self.head + 1)
 
     def _show(self, event: Event) -> None:
         if before := self.board.pop(event.order_id, None):
@@ -1297,6 +1353,7 @@ class Subscriber:
 
     async def follow(self, after: str | None) -> None:
         """Send the past, then the present, until cancelled. Between finding nothing more and being live is no await."""
+        await self.manager.reach(after)
         await self.begin(self.feed.resumable(after))
         while True:
             while self.position < self.feed.head:
@@ -1365,6 +1422,14 @@ class ConnectionManager:
         PUBLISHED.inc(len(events))
         self.ring()
 
+    def publish_rows(self, rows: Sequence[Any]) -> None:
+        """The same, as the log has them."""
+        self.publish(events_of(rows, self.feed.epoch))
+
+    def begin_anew(self) -> None:
+        """The history that subscribers know has been replaced: they come again and start with the board."""
+        self.dismiss(1012, "service restart")
+
     def ring(self) -> None:
         """Wake whoever waits for news."""
         self._news.set()
@@ -1395,18 +1460,27 @@ class ConnectionManager:
         events = self.feed.since(seq)
         if events is not None:
             return events[:PAGE_ROWS]
-        rows = await self._storage.events(seq)
+        epoch, rows = self.feed.epoch, await self._storage.events(seq)
         rows = [row for row in rows if row[0] <= self.feed.head]  # what is committed but not published has its turn
-        if not rows or rows[0][0] != seq + 1:
+        if not rows or rows[0][0] != seq + 1 or epoch != self.feed.epoch:
             return None
-        return [Event(row[0], row[1], from_json(row[2]), row[2].encode(), self.feed.epoch) for row in rows]
+        return events_of(rows, epoch)
+
+    async def reach(self, cursor: str | None) -> None:
+        """Wait, where processes share a log, until this one has heard of what another has told a client already."""
+        seq = read_cursor(cursor, self.feed.epoch) if cursor and self._storage.shared else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REACH_SECONDS):
+                while seq is not None and seq > self.feed.head and not self.stopping:
+                    await self._news.wait()
 
     async def changes(
         self, after: str | None, limit: int, wait: float, receive: Receive
     ) -> tuple[list[Event], str]:
         """The events after a cursor, or from now on, and the cursor after them; may wait for the first one."""
-        position = self.feed.head if after is None else self.feed.resumable(after)
-        if position == self.feed.head and wait and not self.stopping:
+        await self.reach(after)
+        after = make_cursor(self.feed.epoch, self.feed.head) if after is None else after
+        if self.feed.resumable(after) == self.feed.head and wait and not self.stopping:
             self.admit()
             self._polling += 1
             ends = [asyncio.create_task(self._news.wait()), asyncio.create_task(departure(receive))]
@@ -1416,6 +1490,7 @@ class ConnectionManager:
                 self._polling -= 1
                 for end in ends:
                     end.cancel()
+        position = self.feed.resumable(after)
         events = None if position is None else await self.events_since(position)
         if events is None:
             raise Problem("cursor_lost", "This cursor can't be resumed: read the orders anew and go on from there.")
@@ -1520,14 +1595,15 @@ class OrderBook:
         """Decide and save some writes in one transaction, answer each caller, publish."""
         started, answers, events = time.perf_counter(), list[Outcome | Exception](), list[Event]()
         try:
-            transaction = Transaction(await self._storage.recall(writes), clock())
-            for write in writes:
-                try:
-                    answers.append(transaction.apply(write))
-                except Problem as refusal:
-                    answers.append(refusal)
-            if transaction.records:
-                await self._storage.commit(transaction)
+            async with self._storage.guard():
+                transaction = Transaction(await self._storage.recall(writes), clock())
+                for write in writes:
+                    try:
+                        answers.append(transaction.apply(write))
+                    except Problem as refusal:
+                        answers.append(refusal)
+                if transaction.records:
+                    await self._storage.commit(transaction)
             events = transaction.events
         except Problem as problem:
             answers = [problem] * len(writes)
@@ -1545,7 +1621,9 @@ class OrderBook:
             else:
                 write.done.set_result(answer)
         try:
-            if events:
+            if events and not self._manager.feed.continued_by(transaction.recalled.ledger, events):
+                self._storage.wake()  # what other processes committed before comes first
+            elif events:
                 self._manager.publish(events)
         except Exception:  # what is committed stands; screens get it from the log
             logger.critical("events could not be published; the feed is loaded anew", exc_info=True)
@@ -1558,10 +1636,11 @@ class OrderBook:
 
     async def load_feed(self) -> None:
         """Let the feed begin where the database stands."""
-        [(epoch, seq, oldest)] = await self._storage.read(
-            "SELECT epoch, seq, (SELECT min(seq) FROM events) FROM ledger"
-        )
-        bodies = [row[0].encode() for row in await self._storage.read(TODAY, yesterday=clock(hours=24))]
+        rows = await self._storage.read(TODAY, yesterday=clock(hours=24))
+        epoch, seq, oldest, _ = rows[0]
+        if epoch == self._manager.feed.epoch and seq < self._manager.feed.head:
+            return  # more was published meanwhile
+        bodies = [row[3].encode() for row in rows if row[3]]
         self._manager.feed.load(epoch, seq, seq if oldest is None else oldest - 1, bodies)
         self._manager.ring()
 
@@ -1649,13 +1728,42 @@ class Accounts:
         self._hash_turn = asyncio.Lock()  # one hash at a time: orders need the processor, too
         self.protected = True  # nobody has registered yet
         self.revoked = 0  # how often somebody's access ended: who waited meanwhile is asked again
+        self._changes = 0  # how often this process changed who may come in
+        self._asking, self._asked = asyncio.Lock(), -math.inf  # look_again(): its turn, and when it last asked
 
     async def load(self) -> None:
         self._nobody = await asyncio.to_thread(self._passwords.hash, secrets.token_hex())
-        rows = await self._storage.read("SELECT hash, id, name, role, expires_at FROM tokens")
-        self._tokens = {hashed: Credential(*rest) for hashed, *rest in rows}
-        [(users,)] = await self._storage.read("SELECT count(*) FROM users")
-        self.protected = not users
+        await self._refresh()
+
+    async def _refresh(self) -> None:
+        """Take tokens and accounts as the database has them; whose access another process has ended is put out."""
+        changes = None
+        while changes != self._changes:  # by this process, meanwhile: what was read may be older than that
+            changes = self._changes
+            rows = await self._storage.read("SELECT hash, id, name, role, expires_at FROM tokens")
+            [(users,)] = await self._storage.read("SELECT count(*) FROM users")
+        before, self._tokens = self._tokens, {hashed: Credential(*rest) for hashed, *rest in rows}
+        self._end(before[hashed].id for hashed in before.keys() - self._tokens.keys())
+        if self.protected and users:
+            self.protected = False
+            self._end([LOCAL.id], "log in")
+
+    def _end(self, credentials: Iterable[int], reason: str = "revoked") -> None:
+        """Close what these have open, and let who waits just now be asked again who they are."""
+        for credential_id in credentials:
+            self.revoked += 1
+            self._changes += 1
+            self._manager.dismiss(1008, reason, credential_id)
+
+    async def look_again(self) -> None:
+        """Ask the database who may come in, if another process let somebody in. All who wait share one question."""
+        arrived = time.monotonic()
+        async with self._asking:
+            if self._asked < arrived:
+                await asyncio.sleep(self._asked + ASK_PERIOD - time.monotonic())
+                self._asked = time.monotonic()
+                with contextlib.suppress(Problem):
+                    await self._refresh()
 
     def identify(self, scope: Scope, headers: dict[bytes, bytes]) -> Credential | None:
         """Whose token a connection shows, in `Authorization: Bearer` or in the cookie; None where it is no good."""
@@ -1675,16 +1783,16 @@ class Accounts:
     async def register(self, client: str, who: Credential, username: str, password: str, role: Role) -> Role:
         """Create an account; the first one is a manager's. Raises Problem where the name is taken."""
         hashed = await self._hashing(client, self._passwords.hash, password)
-        async with self._order_book.write_lock:
-            if who is LOCAL and not self.protected:
+        async with self._order_book.write_lock, self._storage.guard():
+            [(users,)] = await self._storage.write("SELECT count(*) FROM users")
+            if who is LOCAL and users:
                 raise Problem("unauthenticated", "Somebody else has just created the first account: log in.", WHO)
-            role = "manager" if self.protected else role
+            role = role if users else "manager"
             statement = "INSERT INTO users VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1"
             if not await self._storage.write(statement, (username, hashed, role, clock())):
                 raise Problem("username_taken", f"There is an account {username} already.")
-            self.protected = False
-            self.revoked += 1
-        self._manager.dismiss(1008, "log in", LOCAL.id)
+        self.protected = False
+        self._end([LOCAL.id], "log in")
         return role
 
     async def login(self, client: str, username: str, password: str) -> tuple[str, Role, str]:
@@ -1714,8 +1822,7 @@ class Accounts:
 
     async def _verify(self, client: str, username: str, password: str, delay: float) -> tuple[str, Role]:
         """The name, as it was registered, and the role of who has this password. Raises Problem where nobody has."""
-        query = "SELECT password, role, username FROM users WHERE username = :name"
-        found = await self._storage.read(query, name=username)
+        found = await self._storage.user(username)
         known, role, name = found[0] if found else (self._nobody, None, "")
         if not await self._hashing(client, self._passwords.verify, password, known, delay=delay) or role is None:
             raise Problem("wrong_credentials", "The username or the password is wrong.", WHO)
@@ -1737,12 +1844,14 @@ class Accounts:
     async def issue(self, name: str, role: Role, expires_at: str | None, is_session: bool = False) -> tuple[int, str]:
         """Create a token. Returns its id, and the secret, which is kept nowhere."""
         secret = f"b92_{secrets.token_urlsafe(32)}"
-        statement = "INSERT INTO tokens VALUES (NULL, ?, ?, ?, ?, ?, ?) RETURNING id"
+        columns = "hash, name, role, is_session, created_at, expires_at"
+        statement = f"INSERT INTO tokens ({columns}) VALUES (?, ?, ?, ?, ?, ?) RETURNING id"
         values = (hash_of(secret), name, role, is_session, clock(), expires_at)
         async with self._order_book.write_lock:
             await self._storage.write("DELETE FROM tokens WHERE expires_at <= ?", (clock(),))
             [(token_id,)] = await self._storage.write(statement, values)
         self._tokens[hash_of(secret)] = Credential(token_id, name, role, expires_at)
+        self._changes += 1
         return token_id, secret
 
     async def revoke(self, token_id: int) -> bool:
@@ -1751,8 +1860,7 @@ class Accounts:
             found = await self._storage.write("DELETE FROM tokens WHERE id = ? RETURNING hash", (token_id,))
         for (hashed,) in found:
             self._tokens.pop(hashed, None)
-            self.revoked += 1
-        self._manager.dismiss(1008, "revoked", token_id)
+        self._end([token_id])
         return bool(found)
 
     async def keep_watch(self) -> None:
@@ -1764,6 +1872,13 @@ class Accounts:
             for hashed in past:
                 self.revoked += 1
                 self._manager.dismiss(1008, "expired", self._tokens.pop(hashed).id)
+
+
+    async def keep_up(self) -> None:
+        """Hear within REVOKE_PERIOD of what other processes changed, for as long as the server runs."""
+        while self._storage.shared:
+            await asyncio.sleep(REVOKE_PERIOD)
+            await self.look_again()
 
 
 def hash_of(secret: str) -> str:
@@ -1983,6 +2098,9 @@ class Bistro92(FastAPI):
         # ASGI can neither write to many sockets at once nor abort one; uvicorn shows the transport behind `send`.
         transport = scope["bistro92.transport"] = getattr(getattr(send, "__self__", None), "transport", None)
         scope["bistro92.credential"] = accounts.identify(scope, headers)
+        if scope["bistro92.credential"] is None and storage.shared and {b"authorization", b"cookie"} & headers.keys():
+            await accounts.look_again()
+            scope["bistro92.credential"] = accounts.identify(scope, headers)
         self.in_flight.add(transport)
         try:
             if scope["path"] in FEEDS:
@@ -2059,10 +2177,10 @@ class Bistro92(FastAPI):
 
 try:
     settings = Settings.load()
+    storage = storage_at(settings.database_url)
 except StartRefused as refusal:
     sys.exit(f"bistro92: {refusal}")
 
-storage = Storage(settings.database_url)
 feed = Feed(kept_bytes=2 * settings.subscriber_queue_bytes)
 manager = ConnectionManager(feed, storage, settings)
 order_book = OrderBook(storage, manager, settings)
@@ -2077,7 +2195,10 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     await storage.open()
     await order_book.load_feed()
     await accounts.load()
-    routine = (order_book.keep_time, order_book.keep_house, accounts.keep_watch, cut_off_slow_bodies)
+    routine = [order_book.keep_time, order_book.keep_house, accounts.keep_watch, cut_off_slow_bodies]
+    if storage.shared:
+        tail = storage.follow(feed, manager.publish_rows, order_book.load_feed, manager.begin_anew)
+        routine += [accounts.keep_up, *tail]
     tasks = [asyncio.create_task(work()) for work in (manager.broadcast, *routine)]
     for task in tasks:
         task.add_done_callback(on_task_done)
@@ -2325,7 +2446,7 @@ async def list_orders(request: Request, query: Annotated[ListQuery, Query()]) ->
     if query.limit is None:
         return await stream_orders(query, tag)
     place = (f"?{request.scope['query_string']}", request.scope["bistro92.headers"].get(b"host", b""))
-    if (known := pages.get(place)) and tag in known.headers:
+    if not storage.shared and (known := pages.get(place)) and tag in known.headers:
         return known
     rows = await storage.orders(query, query.limit + 1)
     headers = [tag]

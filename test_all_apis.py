@@ -321,6 +321,11 @@ def at_once(calls: Sequence[Callable[[], Reply]]) -> list[Reply]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def database_url(folder: Path) -> str:
+    """A throw-away database. tests/conftest.py puts another engine's here."""
+    return f"sqlite:///{folder / 'tour.db'}"
+
+
 @contextlib.contextmanager
 def own_server(folder: Path) -> Iterator[tuple[Api, subprocess.Popen[bytes]]]:
     """Run `uvicorn app:app` with its database in a folder. A caller that is content stops it with `stop`."""
@@ -330,7 +335,7 @@ def own_server(folder: Path) -> Iterator[tuple[Api, subprocess.Popen[bytes]]]:
     here = str(Path(__file__).resolve().parent)
     where = ["--app-dir", here, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BISTRO92_")}
-    environment["BISTRO92_DATABASE_URL"] = f"sqlite:///{folder / 'tour.db'}"
+    environment["BISTRO92_DATABASE_URL"] = database_url(folder)
     log = folder / "server.log"
     with log.open("ab") as output:
         command = [sys.executable, "-m", "uvicorn", "app:app", *where]

@@ -34,10 +34,14 @@ import websockets.sync.client
 from websockets.exceptions import ConnectionClosed
 
 import app
+from tests.engines import Engine, Sqlite
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DEADLINE: Final = 20.0
 """Seconds that anything may take before the test that waits for it fails. Generous: it measures no speed."""
+
+engine: Engine = Sqlite()
+"""What databases are made of; conftest.py sets it from `--engine`."""
 
 Json = dict[str, Any]
 Found = TypeVar("Found")
@@ -86,7 +90,8 @@ class Server:
     def __init__(self, folder: Path, *options: str, **settings: object) -> None:
         self.file = folder / "orders.db"
         self.port = free_port()
-        self.settings: dict[str, object] = {"database_url": f"sqlite:///{self.file}", **settings}
+        own = {} if "database_url" in settings else {"database_url": engine.url(folder)}
+        self.settings: dict[str, object] = {**own, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         """The process while it runs, or after it ended by itself; None before `start`."""
         self._options = options
@@ -479,7 +484,7 @@ class Backstage:
 
     async def listed(self) -> list[Json]:
         """All orders, oldest first."""
-        rows = await self.storage.orders(app.ListQuery(), rows=-1)
+        rows = await self.storage.orders(app.ListQuery(), rows=10**6)
         return [json.loads(body) for _, body in reversed(rows)]
 
 

@@ -1,0 +1,100 @@
+"""The databases that the suites run over: `pytest --engine sqlite` (the default), `pytest --engine postgresql`.
+
+PostgreSQL is the server at TEST_POSTGRESQL_URL, whose user may create databases; every test server gets one of its own.
+`python -m tests.engines` says whether it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+ADMIN_URL: Final = os.environ.get("TEST_POSTGRESQL_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
+ANSWER_SECONDS: Final = 20.0
+
+
+class Engine(Protocol):
+    """Makes throw-away databases. The same folder is the same database."""
+
+    name: str
+
+    def url(self, folder: Path) -> str: ...
+
+    def drop(self, folder: Path) -> None: ...
+
+
+class Sqlite:
+    """A file in the folder, which is the test's to remove."""
+
+    name = "sqlite"
+
+    def url(self, folder: Path) -> str:
+        return f"sqlite:///{folder / 'orders.db'}"
+
+    def drop(self, folder: Path) -> None:
+        pass
+
+
+class Postgresql:
+    """A database for each folder."""
+
+    name = "postgresql"
+
+    def __init__(self) -> None:
+        self._made: dict[Path, str] = {}
+
+    def url(self, folder: Path) -> str:
+        if folder not in self._made:
+            self._made[folder] = f"bistro92_test_{uuid.uuid4().hex[:12]}"
+            sql(f"CREATE DATABASE {self._made[folder]}")
+        return urlsplit(ADMIN_URL)._replace(path=f"/{self._made[folder]}").geturl()
+
+    def drop(self, folder: Path) -> None:
+        if name := self._made.pop(folder, None):
+            sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def drop_all(self) -> None:
+        for folder in [*self._made]:
+            self.drop(folder)
+
+
+def sql(statement: str, *values: Any, url: str = ADMIN_URL) -> list[Any]:
+    """Run one statement on a connection of its own. May be called where a loop is running."""
+    import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    async def run() -> list[Any]:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            connection = await asyncpg.connect(url, timeout=ANSWER_SECONDS)
+            try:
+                return [tuple(row) for row in await connection.fetch(statement, *values)]
+            finally:
+                await connection.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, run()).result()
+
+
+def unreachable() -> str:
+    """Why the suites can't run over PostgreSQL, in a sentence; empty where they can."""
+    try:
+        sql("SELECT 1")
+    except ImportError:
+        return "asyncpg is not installed: pip install -r requirements-dev.txt."
+    except Exception as error:
+        where = urlsplit(ADMIN_URL).netloc.rpartition("@")[2]
+        return (
+            f"no PostgreSQL answers at {where} ({error}): install it (Debian: postgresql), or name one in "
+            "TEST_POSTGRESQL_URL whose user may create databases."
+        )
+    return ""
+
+
+if __name__ == "__main__":
+    if why := unreachable():
+        sys.exit(f"Tests over PostgreSQL: 1 run skipped, because {why}")
