@@ -23,7 +23,9 @@ import struct
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -34,7 +36,7 @@ import websockets.sync.client
 from websockets.exceptions import ConnectionClosed
 
 import app
-from tests.engines import Engine, Sqlite
+from tests.engines import Engine, Fetch, Sqlite
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DEADLINE: Final = 20.0
@@ -59,6 +61,11 @@ def until(condition: Callable[[], Found], what: str, deadline: float = DEADLINE)
 def an_order(name: str = "Burger", **more: Any) -> Json:
     """An order as a POS posts it."""
     return {"table": "Table 1", "items": [{"name": name, "quantity": 1}], **more}
+
+
+def now(seconds: float = 0) -> str:
+    """The time in so many seconds, as orders have it."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def a_large_order(name: str = "Banquet") -> Json:
@@ -118,7 +125,12 @@ class Server:
     def start(self, **settings: object) -> Server:
         """Start, with settings changed, and wait until it serves."""
         self.settings.update(settings)
-        process = self.launch()
+        self.launch()
+        self.wait_until_it_serves()
+        return self
+
+    def wait_until_it_serves(self) -> None:
+        process = self.running
 
         def serves() -> bool:
             assert process.poll() is None, f"the server ended with {process.returncode}:\n{self.log}"
@@ -127,7 +139,6 @@ class Server:
             return False
 
         until(serves, "the server serves")
-        return self
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code. What is still there at the deadline is killed, and the test fails."""
@@ -153,6 +164,14 @@ class Server:
 
     def client(self) -> Client:
         return Client(self.port)
+
+    def session(self) -> contextlib.AbstractContextManager[Fetch]:
+        """Statements of the test's own, past the server."""
+        return engine.session(self.file.parent)
+
+    def held(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """A foreign process keeps the server's commits waiting; what this gives lets go early."""
+        return engine.held(self.file.parent)
 
     def metric(self, name: str) -> float:
         """The value of a metric, named as Prometheus reads it, with its labels."""
@@ -495,8 +514,11 @@ async def nobody_leaves() -> Any:
 
 @contextlib.asynccontextmanager
 async def backstage(storage: app.Storage | None = None, **settings: Any) -> AsyncIterator[Backstage]:
-    """The backend, open and broadcasting; in memory unless a storage is given."""
-    behind = Backstage(storage or app.Storage("sqlite://"), app.Settings(**settings))
+    """The backend, open and broadcasting; throw-away unless a storage is given."""
+    place = Path(uuid.uuid4().hex)
+    if storage is None:
+        storage = app.Storage("sqlite://") if engine.name == "sqlite" else app.storage_at(engine.url(place))
+    behind = Backstage(storage, app.Settings(**settings))
     broadcast = asyncio.create_task(behind.manager.broadcast())
     try:
         async with asyncio.timeout(DEADLINE):
@@ -507,6 +529,7 @@ async def backstage(storage: app.Storage | None = None, **settings: Any) -> Asyn
         broadcast.cancel()
         await asyncio.gather(broadcast, return_exceptions=True)
         await behind.storage.close()
+        engine.drop(place)
 
 
 async def eventually(condition: Callable[[], Found], what: str) -> Found:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -324,8 +323,8 @@ def test_first_accounts_at_the_same_moment(serve: Serve) -> None:
     with ThreadPoolExecutor(4) as pool:
         replies = list(pool.map(register, range(4)))
     assert sorted(reply.status for reply in replies) == [201, 401, 401, 401]
-    with closing(sqlite3.connect(server.file)) as database:
-        assert database.execute("SELECT role FROM users").fetchall() == [("manager",)]
+    with server.session() as fetch:
+        assert fetch("SELECT role FROM users") == [("manager",)]
 
 
 def test_later_accounts_need_a_manager(staff: dict[str, Caller]) -> None:
@@ -595,12 +594,12 @@ def test_expiry_closes_what_is_open(serve: Serve) -> None:
     server = serve().start()
     device = open_house(server).device("viewer", expires_in_days=1)
     server.kill()
-    with closing(sqlite3.connect(server.file, isolation_level=None)) as foreign:
-        foreign.execute("UPDATE tokens SET expires_at = ? WHERE id = ?", (from_now(seconds=6), device.id))
-        server.start()
-        display, stream = device.caller.display(), device.caller.stream()
-        assert display.message()["type"] == stream.message()["type"] == "initial"
-        foreign.execute("BEGIN IMMEDIATE")
+    with server.session() as fetch:
+        fetch("UPDATE tokens SET expires_at = ? WHERE id = ?", from_now(seconds=6), device.id)
+    server.start()
+    display, stream = device.caller.display(), device.caller.stream()
+    assert display.message()["type"] == stream.message()["type"] == "initial"
+    with server.held():
         until(lambda: device.caller.get("/api/orders").status == 401, "the token expires")
         assert close_code(display) == 1008
         assert close_code(stream) is None
@@ -945,9 +944,9 @@ def test_secrets_stay_secret(boss: Caller, server: Server) -> None:
     for secret in secrets:
         assert not [text for text in seen if secret in text]
         assert secret.encode() not in stored
-    with closing(sqlite3.connect(server.file)) as database:
-        passwords = [password for (password,) in database.execute("SELECT password FROM users")]
-        hashes = {hashed for (hashed,) in database.execute("SELECT hash FROM tokens")}
+    with server.session() as fetch:
+        passwords = [password for (password,) in fetch("SELECT password FROM users")]
+        hashes = {hashed for (hashed,) in fetch("SELECT hash FROM tokens")}
     assert all(password.startswith("$argon2id$") for password in passwords)
     assert {hashlib.sha256(secret.encode()).hexdigest() for secret in (device.secret, session)} <= hashes
     assert "Traceback" not in server.log

@@ -163,6 +163,7 @@ class StepStorage(app.Storage):
         return rows
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("resumed", [None, 0, 7, 40])
 def test_a_commit_at_every_step_of_subscribing(direct: bool, resumed: int | None) -> None:
@@ -264,6 +265,7 @@ def test_news_at_every_turn_of_the_loop(direct: bool, resumed: int | None) -> No
     asyncio.run(every_turn())
 
 
+@pytest.mark.sqlite
 def test_a_page_of_the_log_that_is_ahead_of_the_feed() -> None:
     """Events that are committed but not published yet, and are read from the database, are told once and in order."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +43,7 @@ def end_of(screen: Screen) -> int | None:
 
 
 def is_checkpointed(server: Server) -> bool:
+    """Whether SQLite has left one file."""
     wal = server.file.with_name(server.file.name + "-wal")
     return not wal.exists() or wal.stat().st_size == 0
 
@@ -74,13 +74,12 @@ def test_stopping_with_everything_open(server: Server, signum: signal.Signals) -
 
     with (
         ThreadPoolExecutor(2) as pool,
-        closing(sqlite3.connect(server.file, isolation_level=None)) as foreign,
+        server.held() as let_go,
         closing(server.client()) as waiting,
         closing(server.client()) as posting,
     ):
         poll = pool.submit(waiting.changes, after=cursor, wait=60)
         until(lambda: server.metric("bistro92_subscribers") == 6, "the poll waits")
-        foreign.execute("BEGIN IMMEDIATE")
         post = pool.submit(posting.post, an_order("Last order"))
         idle = server.client()
         assert idle.get("/healthz").status == 200
@@ -88,7 +87,7 @@ def test_stopping_with_everything_open(server: Server, signum: signal.Signals) -
         stopping = time.monotonic()
         server.running.send_signal(signum)
         assert end_of(display) == 1012
-        foreign.execute("ROLLBACK")
+        let_go()
         reply = post.result()
         assert reply.status == 201
         placed.append(reply.json)

@@ -32,16 +32,6 @@ from tests.harness import (
 )
 
 
-@contextmanager
-def held(server: Server) -> Iterator[sqlite3.Connection]:
-    """A foreign process that holds SQLite's write lock, so that the server's commit waits for as long as we like."""
-    with closing(sqlite3.connect(server.file, isolation_level=None)) as foreign:
-        foreign.execute("BEGIN IMMEDIATE")
-        yield foreign
-        if foreign.in_transaction:
-            foreign.execute("ROLLBACK")
-
-
 def named(orders: list[Json], name: str) -> list[Json]:
     return [order for order in orders if order["items"][0]["name"] == name]
 
@@ -65,7 +55,7 @@ def test_concurrent_posts_with_one_key(server: Server, client: Client, waiting: 
 
     with ThreadPoolExecutor(callers) as pool:
         if waiting:
-            with held(server):
+            with server.held():
                 posting = [pool.submit(post, number) for number in range(callers)]
                 until(lambda: barrier.n_waiting == 0 and client.get("/healthz").status == 200, "all have posted")
             replies = [task.result() for task in posting]
@@ -208,7 +198,7 @@ def test_a_client_that_leaves_while_its_order_is_committed(
     key = f"gone {leave.__name__}"
     with closing(Display(server.port)) as display, ThreadPoolExecutor(1) as pool, closing(server.client()) as other:
         display.message()
-        with held(server):
+        with server.held():
             peer = Peer(server.port)
             DEPARTURES["after the body"](peer, key)
             client.get("/healthz")  # an answer shows that the server has read what came before
@@ -232,7 +222,7 @@ def test_a_client_that_leaves_while_its_order_is_committed(
 def test_a_database_that_is_locked_for_too_long(server: Server, client: Client) -> None:
     """Writes are answered 503, definitely not stored; reading goes on; afterwards the same write succeeds."""
     before, listed = client.cursor(), client.orders()
-    with held(server), ThreadPoolExecutor(2) as pool:
+    with server.held(), ThreadPoolExecutor(2) as pool:
         posting = pool.submit(server.client().post, an_order("Locked out"), idempotency_key="l")
         ready = pool.submit(server.client().get, "/readyz")
         assert client.orders() == listed
@@ -286,6 +276,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("where", ["before_recall", "before_commit"])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_commit_that_fails(where: str, error: Exception) -> None:
@@ -357,6 +348,7 @@ def test_screens_that_wait_while_a_broadcast_fails() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.sqlite
 def test_one_write_of_a_batch_that_is_refused() -> None:
     """It fails alone: each of the others gets its own outcome, out of the one commit."""
 
@@ -433,6 +425,7 @@ def test_a_rule_with_a_bug() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("where", ["before_recall", "before_commit", "after_commit"])
 def test_callers_that_are_cancelled(where: str) -> None:
     """Cancelling every caller at any await of a commit doesn't cancel the commit, nor those that wait behind it."""
@@ -484,6 +477,7 @@ def test_too_many_writes_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.sqlite
 def test_a_batch_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many wait, one commit takes no more than MAX_BATCH, in the order in which they came."""
     monkeypatch.setattr(app, "MAX_BATCH", 4)
@@ -501,6 +495,7 @@ def test_a_batch_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.sqlite
 def test_a_probe_under_load() -> None:
     """While a write arrives during every commit, a probe of readiness, like housekeeping, gets its turn at the lock."""
 

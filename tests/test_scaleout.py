@@ -1,0 +1,350 @@
+"""Several processes on one database: the same promises, whichever of them is asked, and whatever becomes of one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+from tests.cluster import Cluster, Follower, tills
+from tests.harness import (
+    Client,
+    Display,
+    Dropped,
+    EventStream,
+    Json,
+    Reply,
+    an_order,
+    events,
+    parse_problem,
+    until,
+    without_duplicates,
+)
+
+pytestmark = pytest.mark.postgresql
+
+Gather = Callable[..., Cluster]
+
+
+@pytest.fixture
+def gather(tmp_path: Path) -> Iterator[Gather]:
+    """Make clusters of a test's own: `gather(size=3)`, not yet started; their database is dropped at the end."""
+    made: list[Cluster] = []
+
+    def make(size: int = 2, more: str = "", **settings: object) -> Cluster:
+        """`more` is added to the URL."""
+        made.append(Cluster(tmp_path, harness.engine.url(tmp_path) + more, size, **settings))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            each.end()
+        harness.engine.drop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two processes that the tests of this module share."""
+    folder = tmp_path_factory.mktemp("pair")
+    cluster = Cluster(folder, harness.engine.url(folder))
+    try:
+        yield cluster.start()
+    finally:
+        cluster.end()
+        harness.engine.drop(folder)
+
+
+@pytest.fixture
+def a(pair: Cluster) -> Iterator[Client]:
+    with closing(pair.servers[0].client()) as client:
+        yield client
+
+
+@pytest.fixture
+def b(pair: Cluster) -> Iterator[Client]:
+    with closing(pair.servers[1].client()) as client:
+        yield client
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One log
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("screen", [Display, EventStream])
+def test_an_order_posted_at_another_process(pair: Cluster, a: Client, screen: type[Display | EventStream]) -> None:
+    """It reaches the screens of every process, as the very event that its own process tells."""
+    screens = [screen(server.port) for server in pair.servers]
+    for each in screens:
+        assert each.message()["type"] == "initial"
+    order = a.place(an_order("Von außerhalb"))
+    told = [next(events(each)) for each in screens]
+    assert told[0] == told[1]
+    assert (told[0]["type"], told[0]["order"]) == ("new_order", order)
+    for each in screens:
+        each.close()
+
+
+def test_a_poll_that_waits_at_another_process(a: Client, b: Client) -> None:
+    """A commit of another process answers it; a cursor of that process is good here at once."""
+    order = a.place(an_order())
+    cursor = a.cursor()
+    assert b.changes(after=cursor).status == 200
+    with ThreadPoolExecutor(1) as pool:
+        poll = pool.submit(b.changes, after=cursor, wait=20)
+        changed = a.request("PATCH", f"/api/order/{order['id']}", {"status": "ready"}).json
+        assert [event["order"] for event in poll.result().json["events"]] == [changed]
+
+
+def test_a_cursor_is_good_at_once_at_every_process(pair: Cluster, a: Client) -> None:
+    """What a client was told by one process another one resumes from, though it may not have heard of it yet."""
+    for number in range(20):
+        a.place(an_order(f"Course {number}"))
+        cursor = a.cursor()
+        with closing(Display(pair.servers[1].port, after=cursor)) as display:
+            assert (display.message()["type"]) == "resumed"
+
+
+def test_a_read_at_every_process(a: Client, b: Client) -> None:
+    """An order, its history and the list are the same bytes at every process as soon as it is answered."""
+    for number in range(20):
+        posted = a.post(an_order(f"Reading {number}", note="ä \"quoted\" \\ 😀"))
+        path = posted.headers["location"]
+        assert b.get(path).body == posted.body
+        assert b.get("/api/orders?limit=1").json == [posted.json]
+        assert b.get(f"{path}/events").json == a.get(f"{path}/events").json
+
+
+def test_displays_at_all_processes_under_load(gather: Gather) -> None:
+    """Every display is told the same events in the same order: the log, without a gap."""
+    cluster = gather(size=3).start()
+    followers = [Follower([server]) for server in cluster.servers]
+    for follower in followers:
+        follower.start()
+    with tills(cluster.servers, 6) as posting:
+        until(lambda: all(len(till.answered) >= 40 for till in posting), "orders are posted at every process")
+    orders, log = cluster.settled()
+    answered = {key: order for till in posting for key, order in till.answered.items()}
+    assert {order["items"][0]["name"]: order for order in orders} == answered
+    assert [order["id"] for order in orders] == [*range(1, len(answered) + 1)]
+    for follower in followers:
+        assert follower.finish(log[-1]["cursor"]) == log
+
+
+def test_a_display_that_moves_to_another_process(gather: Gather) -> None:
+    """The process of a display is killed: it resumes at another one, and is told exactly what it missed."""
+    cluster = gather().start()
+    first, second = cluster.servers
+    follower = Follower([first, second])
+    follower.start()
+    with tills([second], 2) as posting:
+        until(lambda: len(follower.told) > 20, "the display follows")
+        first.kill()
+        until(lambda: follower.resumed, "it resumes")
+        reached = len(posting[0].answered)
+        until(lambda: len(posting[0].answered) > reached + 20, "orders go on")
+    cluster.servers.remove(first)
+    _, log = cluster.settled()
+    assert follower.finish(log[-1]["cursor"]) == log
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One decision
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def at_once(*calls: Callable[[], Reply]) -> list[Reply]:
+    barrier = threading.Barrier(len(calls))
+
+    def call(one: Callable[[], Reply]) -> Reply:
+        barrier.wait(harness.DEADLINE)
+        return one()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(call, calls))
+
+
+def test_one_key_at_two_processes(pair: Cluster, a: Client, b: Client) -> None:
+    """Duplicates that arrive at both at the same time are one order, and all are answered with it."""
+    for number in range(20):
+        order, key = an_order(f"Twice {number}"), f"twice-{number}"
+        replies = at_once(*[lambda c=c: c.post(order, idempotency_key=key) for c in (a, b)])  # noqa: B023
+        assert [reply.status for reply in replies] == [201, 201]
+        assert replies[0].body == replies[1].body
+        assert sorted(reply.headers.get("idempotency-replayed", "") for reply in replies) == ["", "true"]
+        assert [each["items"][0]["name"] for each in a.orders()].count(f"Twice {number}") == 1
+        assert parse_problem(b.post(an_order("Other"), idempotency_key=key)) == (422, "idempotency_mismatch")
+
+
+def test_one_external_id_at_two_processes(a: Client, b: Client) -> None:
+    """A POS's own name for an order is unique over all processes: the second one is refused with the first."""
+    for number in range(20):
+        order = an_order("Named", source="till", external_id=f"x-{number}")
+        replies = at_once(*[lambda c=c: c.post(order) for c in (a, b)])  # noqa: B023
+        won, lost = sorted(replies, key=lambda reply: reply.status)
+        assert (won.status, parse_problem(lost)) == (201, (409, "duplicate_order"))
+        assert lost.json["order"] == won.json
+
+
+def test_one_version_at_two_processes(a: Client, b: Client) -> None:
+    """Of two changes to the same version one is taken, wherever they arrive; the other gets the order as it is."""
+    for _ in range(20):
+        order = a.place(an_order())
+        path = f"/api/order/{order['id']}"
+        replies = at_once(*[
+            lambda c=c, note=note: c.request("PATCH", path, {"note": note}, if_match='"1"')  # noqa: B023
+            for c, note in ((a, "from a"), (b, "from b"))
+        ])  # fmt: skip
+        won, lost = sorted(replies, key=lambda reply: reply.status)
+        assert (won.status, parse_problem(lost)) == (200, (412, "version_mismatch"))
+        assert lost.json["order"] == won.json
+
+
+def test_a_double_tap_at_two_processes(a: Client, b: Client) -> None:
+    """The same state asked for at both is one change, one event."""
+    order = a.place(an_order())
+    before, path = a.cursor(), f"/api/order/{order['id']}"
+    replies = at_once(*[lambda c=c: c.request("PATCH", path, {"status": "ready"}) for c in (a, b)])
+    assert [reply.status for reply in replies] == [200, 200]
+    assert replies[0].json == replies[1].json
+    assert len(a.history(before)) == 1
+
+
+def test_a_scheduled_order_with_two_processes_up(pair: Cluster, a: Client, b: Client) -> None:
+    """Its time comes once: one event, though every process watches the clock; a killed one is not missed."""
+    before = a.cursor()
+    soon = (harness.now(2), harness.now(3))
+    placed = [client.place(an_order("Later", fire_at=when)) for client in (a, b) for when in soon]
+    ids = {order["id"] for order in placed}
+
+    def fired() -> list[Json]:
+        return [event for event in b.history(before) if event["type"] == "new_order" and event["order"]["id"] in ids]
+
+    until(lambda: len(fired()) >= len(ids), "all have fired")
+    a.place(an_order("Afterwards"))
+    assert sorted(without_duplicates(event["order"]["id"] for event in fired())) == sorted(ids)
+    assert {event["order"]["version"] for event in fired()} == {2}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What becomes of connections
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_notifications_that_are_lost(gather: Gather) -> None:
+    """Without any, every process finds what others commit by looking into the log."""
+    cluster = gather().start()
+    first, second = cluster.servers
+    cluster.sql("CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE sql AS 'SELECT'")
+    cluster.sql(f"ALTER DATABASE {cluster.url.rpartition('/')[2]} SET search_path = public, pg_catalog")
+    cluster.hang_up()
+    with closing(first.client()) as client, closing(Display(second.port)) as display:
+        assert display.message()["type"] == "initial"
+        for number in range(5):
+            order = client.place(an_order(f"Silent {number}"))
+            assert next(events(display))["order"] == order
+
+
+def test_a_listener_that_is_killed(gather: Gather) -> None:
+    """Its process goes on, polling, and listens again by itself."""
+    cluster = gather().start()
+    first, second = cluster.servers
+    listeners = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+    until(lambda: cluster.sql(listeners) == [(2,)], "both listen")
+    assert cluster.hang_up("query LIKE 'LISTEN%'") == 2
+    with closing(first.client()) as client, closing(Display(second.port)) as display:
+        assert display.message()["type"] == "initial"
+        order = client.place(an_order())
+        assert next(events(display))["order"] == order
+        until(lambda: cluster.sql(listeners) == [(2,)], "both listen again")
+
+
+def test_connections_that_are_killed_under_load(gather: Gather) -> None:
+    """All of them, again and again: each caller gets a definite answer, what was answered is there once, in order."""
+    cluster = gather().start()
+    followers = [Follower([server]) for server in cluster.servers]
+    for follower in followers:
+        follower.start()
+    hung_up = 0
+    with tills(cluster.servers, 4) as posting:
+        for _ in range(15):
+            reached = sum(len(till.answered) for till in posting)
+            until(lambda: sum(len(till.answered) for till in posting) > reached + 10, "orders go on")  # noqa: B023
+            hung_up += cluster.hang_up()
+    assert hung_up >= 15
+    orders, log = cluster.settled()
+    answered = {key: order for till in posting for key, order in till.answered.items()}
+    assert len(orders) == len(answered)
+    assert {order["items"][0]["name"]: order for order in orders} == answered
+    for follower in followers:
+        assert follower.finish(log[-1]["cursor"]) == log
+    assert "Traceback" not in cluster.log
+
+
+def test_an_idle_transaction_that_holds_the_ledger(gather: Gather) -> None:
+    """Writers get 503 in bounded time, reading goes on, and writing does as soon as it is gone."""
+    cluster = gather(more="?lock_timeout=500ms").start()
+    with closing(cluster.servers[0].client()) as client:
+        client.place(an_order())
+        with cluster.held():
+            reply = client.post(an_order("Held up"), idempotency_key="h")
+            assert parse_problem(reply) == (503, "storage_unavailable")
+            assert parse_problem(client.get("/readyz")) == (503, "storage_unavailable")
+            assert len(client.orders()) == 1
+        until(lambda: client.post(an_order("Held up"), idempotency_key="h").status == 201, "it is taken")
+        assert len(client.orders()) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who may come in
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_accounts_over_two_processes(gather: Gather) -> None:
+    """A token is good everywhere at once; revoked at one process it closes what is open at the other."""
+    cluster = gather().start()
+    first, second = cluster.servers
+    account = {"username": "Chef", "password": "correct horse"}
+    with closing(first.client()) as a, closing(second.client()) as b:
+        protected = Display(second.port)
+        assert protected.message()["type"] == "initial"
+        assert a.request("POST", "/api/register", account).json["role"] == "manager"
+        with pytest.raises(Dropped):  # who was let in without a password
+            next(events(protected))
+        assert b.get("/api/orders").status == 401
+        assert parse_problem(b.request("POST", "/api/register", {**account, "username": "Second"})) == (
+            401, "unauthenticated"
+        )  # fmt: skip
+        token = b.request("POST", "/api/login", {**account, "username": "CHEF"}).json["token"]
+        boss = {"authorization": f"Bearer {token}"}
+        device = a.request("POST", "/api/tokens", {"name": "grill", "role": "kitchen"}, **boss).json
+        shown = {"authorization": f"Bearer {device['token']}"}
+        assert b.get("/api/orders", **shown).status == 200
+        display, stream = Display(second.port, headers=shown), EventStream(second.port, headers=shown)
+        assert display.message()["type"] == stream.message()["type"] == "initial"
+        assert a.request("DELETE", f"/api/tokens/{device['id']}", None, **boss).status == 204
+        with pytest.raises(Dropped) as end:
+            next(events(display))
+        assert end.value.code == 1008
+        with pytest.raises(Dropped):
+            next(events(stream))
+        assert b.get("/api/orders", **shown).status == 401
+
+
+def test_the_first_account_at_two_processes(gather: Gather) -> None:
+    """Only one is first, and a manager, though both processes are asked at the same time."""
+    cluster = gather().start()
+    clients = [server.client() for server in cluster.servers]
+    replies = at_once(*[
+        lambda c=c, name=name: c.request("POST", "/api/register", {"username": name, "password": "correct horse"})
+        for c, name in zip(clients, ("one", "two"), strict=True)
+    ])  # fmt: skip
+    assert sorted(reply.status for reply in replies) == [201, 401]
+    assert cluster.sql("SELECT role FROM users") == [("manager",)]
