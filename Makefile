@@ -22,8 +22,10 @@ run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another p
 	$(BIN)/python app.py --host 127.0.0.1 --port $(PORT)
 
 # axe-core, which judges the screens; without npm its test is skipped and says so
+# Over SQLite, then over PostgreSQL, if one answers; with ARGS nothing may be left to run there (5)
 test: $(VENV)/.dev $(if $(shell command -v npm),tests/node_modules)  ## every test; `make test ARGS="-k feed"` some of them
 	$(BIN)/python -m pytest $(ARGS)
+	@if $(BIN)/python -m tests.engines; then $(BIN)/python -m pytest --engine postgresql $(ARGS) || [ $$? -eq 5 ]; fi
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
@@ -77,7 +79,7 @@ $(VENV)/.run: requirements.txt | $(BIN)/python
 	$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements.txt | $(BIN)/python
+$(VENV)/.dev: requirements-dev.txt requirements-postgres.txt requirements.txt | $(BIN)/python
 	$(PIP) -r requirements-dev.txt
 	@touch $@ $(VENV)/.run
 

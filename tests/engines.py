@@ -165,4 +165,4 @@ def unreachable() -> str:
 
 if __name__ == "__main__":
     if why := unreachable():
-        sys.exit(f"Tests over PostgreSQL: 1 run skipped, because {why}")
+        sys.exit(f"Tests over PostgreSQL: 1 skipped, because {why}")
