@@ -71,6 +71,12 @@ async def keep_as_it_is(connection: Any) -> None:
     """What is done to a connection that goes back to its pool: nothing is kept in a session, so nothing is undone."""
 
 
+def cut(connection: Any) -> None:
+    """Give a connection up without a word to the database; it may be gone already."""
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
 class Feed(Protocol):
     """What is known here of the log."""
 
@@ -277,7 +283,7 @@ class Shared:
         try:
             yield connection
         except BaseException:
-            if not nested and connection.is_in_transaction():
+            if not nested:
                 await self._roll_back(connection)
             raise
         finally:
@@ -289,7 +295,7 @@ class Shared:
             async with asyncio.timeout(self._seconds):
                 return await answer
         except (TimeoutError, asyncio.CancelledError) as error:
-            connection.terminate()
+            cut(connection)
             if isinstance(error, TimeoutError):  # others to the same host may be half open, too
                 for pool in (self._writer_pool, self._reader_pool):
                     if pool.is_connected:
@@ -298,9 +304,10 @@ class Shared:
 
     async def _roll_back(self, connection: Any) -> None:
         try:
-            await self._answer(connection, connection.execute("ROLLBACK"))
+            if connection.is_in_transaction():
+                await self._answer(connection, connection.execute("ROLLBACK"))
         except FAILURES:
-            connection.terminate()
+            cut(connection)
 
     def _translated(self, error: Exception, detail: str) -> Exception:
         """A failure of the database as what the caller is answered; a bug as it is."""

@@ -1,13 +1,15 @@
 """Several server processes on one PostgreSQL database, and what may happen to it under them.
 
-    Cluster     the servers, and the database past them: statements, hung-up connections, a held ledger
-    Till        a POS that posts with keys, at whichever process answers, until every order is answered
-    Follower    a display that holds what it was told, and resumes at another process when its own goes away
+Cluster     the servers, and the database past them: statements, hung-up connections, a held ledger
+Proxy       a wire to the database that can be cut or go dead, also just where a commit is on its way
+Till        a POS that posts with keys, at whichever process answers, until every order is answered
+Follower    a display that holds what it was told, and resumes at another process when its own goes away
 """
 
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests import engines
 from tests.harness import DEADLINE, Display, Dropped, Json, Server, an_order, events, until
@@ -89,13 +92,81 @@ class Cluster:
         return orders, log
 
 
+class Proxy:
+    """A wire between servers and the database: `url` goes through it."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._upstream = (parts.hostname or "", parts.port or 5432)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        self.url = parts._replace(netloc=f"{parts.username}@127.0.0.1:{port}").geturl()
+        self.dead = False  # nothing comes through, and no connection is closed: half open
+        self.lost = 0  # connections that were cut at a COMMIT
+        self._cut_at_commit: list[tuple[bool, bool]] = []  # for each of the next: whether it arrives, and all dies
+        self._wires: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut_at_commit(self, arrives: bool, dies: bool = False) -> None:
+        """Cut the connection of the next COMMIT, after it reached the database or before; then all may be dead."""
+        self._cut_at_commit.append((arrives, dies))
+
+    def cut(self) -> None:
+        """Cut every connection there is."""
+        for wire in self._wires:
+            self._hang_up(wire)
+        self._wires.clear()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+    @staticmethod
+    def _hang_up(wire: tuple[socket.socket, socket.socket]) -> None:
+        for end in wire:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                wire = (client, socket.create_connection(self._upstream, timeout=DEADLINE))
+                for end in wire:
+                    end.settimeout(None)
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._wires.append(wire)
+                for source, sink in (wire, wire[::-1]):
+                    threading.Thread(target=self._pump, args=(wire, source, sink), daemon=True).start()
+
+    def _pump(self, wire: tuple[socket.socket, socket.socket], source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                if self.dead:
+                    continue
+                if source is wire[0] and data.startswith(b"Q") and data[5:] == b"COMMIT\0" and self._cut_at_commit:
+                    arrives, self.dead = self._cut_at_commit.pop(0)
+                    if arrives:
+                        wire[0].shutdown(socket.SHUT_RDWR)  # its answer finds nobody
+                        sink.sendall(data)
+                        sink.recv(1)
+                    self.lost += 1
+                    break
+                sink.sendall(data)
+        self._hang_up(wire)
+
+
 class Till(threading.Thread):
-    """Posts orders one after the other; each with its key, at one server after the other, until it is answered."""
+    """Posts orders one after the other; each with its key, at one server after the other, until it is answered.
+
+    Where an answer says that nothing was stored, it takes that at its word and comes again with another key.
+    """
 
     def __init__(self, servers: Sequence[Server], name: str) -> None:
         super().__init__(daemon=True)
-        self.answered: dict[str, Json] = {}  # key → the order that came back with 201
-        self.refused = 0  # answers 503
+        self.answered: dict[str, Json] = {}  # name of its line → the order that came back with 201
+        self.refused = 0  # answers 503 that say that nothing was stored
         self.stopping = False
         self._servers, self._prefix = itertools.cycle(servers), name
         self._fault: BaseException | None = None
@@ -106,16 +177,16 @@ class Till(threading.Thread):
             for number in itertools.count():
                 if self.stopping:
                     return
-                key, end = f"{self._prefix}-{number}", time.monotonic() + DEADLINE
-                while key not in self.answered:
-                    assert time.monotonic() < end, f"{key} is not answered"
+                name, end = f"{self._prefix}-{number}", time.monotonic() + DEADLINE
+                while name not in self.answered:
+                    assert time.monotonic() < end, f"{name} is not answered"
                     with suppress(OSError):
-                        reply = client.post(an_order(key), idempotency_key=key)
+                        reply = client.post(an_order(name), idempotency_key=f"{name}.{self.refused}")
                         assert reply.status in {HTTPStatus.CREATED, HTTPStatus.SERVICE_UNAVAILABLE}, reply.body
                         if reply.status == HTTPStatus.CREATED:
-                            self.answered[key] = reply.json
+                            self.answered[name] = reply.json
                             break
-                        self.refused += 1
+                        self.refused += "Nothing of this request was stored" in reply.json["detail"]
                     client.close()
                     client = next(self._servers).client()
         except BaseException as error:

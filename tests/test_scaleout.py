@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import harness
-from tests.cluster import Cluster, Follower, tills
+from tests.cluster import Cluster, Follower, Proxy, tills
 from tests.harness import (
     Client,
     Display,
@@ -115,7 +115,7 @@ def test_a_cursor_is_good_at_once_at_every_process(pair: Cluster, a: Client) -> 
 def test_a_read_at_every_process(a: Client, b: Client) -> None:
     """An order, its history and the list are the same bytes at every process as soon as it is answered."""
     for number in range(20):
-        posted = a.post(an_order(f"Reading {number}", note="ä \"quoted\" \\ 😀"))
+        posted = a.post(an_order(f"Reading {number}", note='ä "quoted" \\ 😀'))
         path = posted.headers["location"]
         assert b.get(path).body == posted.body
         assert b.get("/api/orders?limit=1").json == [posted.json]
@@ -286,6 +286,70 @@ def test_connections_that_are_killed_under_load(gather: Gather) -> None:
     for follower in followers:
         assert follower.finish(log[-1]["cursor"]) == log
     assert "Traceback" not in cluster.log
+
+
+@pytest.fixture
+def wired(tmp_path: Path) -> Iterator[tuple[Cluster, Proxy]]:
+    """One process behind a wire that the test holds in its hand, another one that isn't."""
+    url = harness.engine.url(tmp_path)
+    proxy = Proxy(url)
+    cluster = Cluster(tmp_path, url)
+    cluster.servers[0].settings["database_url"] = f"{proxy.url}?command_timeout=2"
+    try:
+        yield cluster.start(), proxy
+    finally:
+        cluster.end()
+        proxy.close()
+        harness.engine.drop(tmp_path)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_connection_that_is_lost_at_commit(wired: tuple[Cluster, Proxy], arrives: bool) -> None:
+    """The caller is told what became of it all the same: 201 where it is stored, 503 where it isn't."""
+    cluster, proxy = wired
+    with closing(cluster.servers[0].client()) as client, closing(Display(cluster.servers[0].port)) as display:
+        assert display.message()["type"] == "initial"
+        proxy.cut_at_commit(arrives)
+        reply = client.post(an_order("On the edge"))
+        assert proxy.lost == 1
+        if arrives:
+            assert reply.status == 201
+            assert client.orders() == [reply.json]
+            assert next(events(display))["order"] == reply.json
+        else:
+            assert parse_problem(reply) == (503, "storage_unavailable")
+            assert "Nothing of this request was stored" in reply.json["detail"]
+            assert client.orders() == []
+        assert client.post(an_order()).status == 201
+
+
+def test_an_outcome_that_nobody_knows(wired: tuple[Cluster, Proxy]) -> None:
+    """Where the database can't be asked either, the caller is told that, and a retry with the same key is safe."""
+    cluster, proxy = wired
+    first, second = (server.client() for server in cluster.servers)
+    proxy.cut_at_commit(arrives=True, dies=True)
+    reply = first.post(an_order("Who knows"), idempotency_key="w")
+    assert parse_problem(reply) == (503, "storage_unavailable")
+    assert "may be stored or not" in reply.json["detail"]
+    again = second.post(an_order("Who knows"), idempotency_key="w")
+    assert (again.status, [again.json]) == (201, second.orders())
+    proxy.dead = False
+    until(lambda: first.post(an_order("Who knows"), idempotency_key="w").body == again.body, "it recovers")
+
+
+def test_connections_that_are_half_open(wired: tuple[Cluster, Proxy]) -> None:
+    """Nothing comes through, nothing is closed: callers get 503 in time, and all goes on as soon as it does."""
+    cluster, proxy = wired
+    first, second = (server.client() for server in cluster.servers)
+    with closing(Display(cluster.servers[0].port)) as display:
+        assert display.message()["type"] == "initial"
+        proxy.dead = True
+        assert parse_problem(first.post(an_order("Lost"), idempotency_key="l")) == (503, "storage_unavailable")
+        missed = second.place(an_order("Missed"))
+        proxy.dead = False
+        assert next(events(display))["order"] == missed
+        until(lambda: first.post(an_order("Lost"), idempotency_key="l").status == 201, "it commits again")
+        assert [order["items"][0]["name"] for order in first.orders()] == ["Lost", "Missed"]
 
 
 def test_an_idle_transaction_that_holds_the_ledger(gather: Gather) -> None:
