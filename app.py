@@ -24,13 +24,16 @@ import contextlib
 import gc
 import hashlib
 import itertools
+import json
 import logging
 import math
+import queue
 import re
 import secrets
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from bisect import bisect_left, insort
 from collections import Counter, deque
@@ -87,6 +90,7 @@ class Settings(BaseSettings):
     subscriber_queue_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
     event_retention_hours: Annotated[float, Field(gt=0, le=876_000)] = 168
     allowed_origins: Annotated[str, Field(pattern=r"^(https?://[^/\s*,]+[,\s]*)*$")] = ""
+    access_log: bool = False
 
     @classmethod
     def load(cls) -> Settings:
@@ -119,13 +123,17 @@ PAGE_ROWS: Final = 500  # read at a time where all are streamed
 SOCKET_BYTES: Final = 65_536  # in a socket's own buffer; with more a subscriber is behind
 SUBSCRIBERS_AT_ONCE: Final = 64  # written to before other tasks, such as POSTs, get their turn
 READERS: Final = 2  # connections that read, besides the one that writes
+MAX_LOG_LINES: Final = 10_000  # that wait to be written
+LOG_RATE: Final = 10  # lines of one kind that are logged in a second
 
 # Bounds of waits, and periods of background work, in seconds
 BUSY_SECONDS: Final = 5.0  # for SQLite's lock, where a foreign process holds it
+HEADER_SECONDS: Final = 10.0  # for the headers of a request, from its first byte or, for the first one, the connection
 BODY_SECONDS: Final = 20.0  # for the body of a request
 SEND_SECONDS: Final = 30.0  # for a peer that doesn't read
 DROP_SECONDS: Final = 10.0  # for the close frame of a dropped subscriber to get through
 STOP_SECONDS: Final = 5.0  # for requests under way once the server was told to stop
+LOG_SECONDS: Final = 1.0  # for the last log lines to be written
 SESSION_SECONDS: Final = 86_400
 MAX_LOGIN_DELAY: Final = 5.0  # after failures: slow for who guesses, never a lock-out
 REACH_SECONDS: Final = 2.0  # for a process to hear of what another one has told a client
@@ -182,6 +190,7 @@ CODES: Final = {
 RETRY: Final = (b"retry-after", b"1")
 WHO: Final = (b"www-authenticate", b'Bearer realm="bistro92"')
 CLOSE: Final = (b"connection", b"close")
+MISTAKE: Final = "The server made a mistake. It has been logged."
 
 
 class Fault(TypedDict):
@@ -199,6 +208,7 @@ class ProblemDetails(TypedDict):
     status: int
     detail: str
     code: str
+    instance: str
     errors: NotRequired[list[Fault]]
     order: NotRequired[Order]
 
@@ -229,10 +239,12 @@ class Problem(Exception):
         self.code, self.headers, self.errors = code, headers, errors
         self.order: Order | None = None
 
-    def answer(self) -> Answer:
+    def answer(self, request_id: str) -> Answer:
         status, title = CODES[self.code]
-        kind = f"urn:bistro92:problem:{self.code}"
-        details = ProblemDetails(type=kind, title=title, status=status, detail=str(self), code=self.code)
+        kind, instance = f"urn:bistro92:problem:{self.code}", f"urn:bistro92:request:{request_id}"
+        details = ProblemDetails(
+            type=kind, title=title, status=status, detail=str(self), code=self.code, instance=instance
+        )
         if self.errors:
             details["errors"] = list(self.errors)
         if self.order:
@@ -1902,13 +1914,28 @@ class ClientGone(Exception):
 reading: dict[asyncio.Transport | None, float] = {}  # sockets whose bodies are on their way → when they must be whole
 
 
-async def cut_off_slow_bodies() -> None:
-    """Abort requests that take too long to arrive. One round a second costs less than a timer for each request."""
+async def cut_off_slow_peers() -> None:
+    """Abort requests that take too long to arrive. One round a second costs less than a timer for each request.
+
+    uvicorn has no deadline for headers. It shows where they are awaited: no answer is on its way (`cycle`), and the
+    keep-alive timer, which is its own business, isn't running because something has come, or nothing ever has.
+    """
+    awaited: dict[tuple[Any, Any], float] = {}  # (connection, its last answer) → since when the next headers are
     while True:
         await asyncio.sleep(1)
-        now = time.monotonic()
-        for transport in [transport for transport, deadline in reading.items() if transport and deadline < now]:
+        now, before = time.monotonic(), awaited
+        slow = [transport for transport, deadline in reading.items() if transport and deadline < now]
+        connections = app.server.server_state.connections if app.server else ()
+        awaited = {
+            (each, each.cycle): before.get((each, each.cycle), now)
+            for each in connections
+            if hasattr(each, "cycle") and not each.timeout_keep_alive_task  # a WebSocket has neither
+            and (each.cycle is None or each.cycle.response_complete)
+        }
+        slow += [each.transport for (each, _), since in awaited.items() if now - since > HEADER_SECONDS]
+        for transport in slow:
             transport.abort()
+        json_log.own_up()
 
 
 async def read_body(scope: Scope, receive: Receive, longest: int) -> bytes:
@@ -2011,14 +2038,13 @@ class Route(APIRoute):
                 arguments[self._request] = Request(scope, receive)
             respond = await self.endpoint(**arguments)
         except ValidationError as error:
-            respond = Problem.of(error).answer()
+            respond = refuse(scope, Problem.of(error))
         except Problem as problem:
-            respond = problem.answer()
+            respond = refuse(scope, problem)
         except ClientGone:
             return
-        except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            respond = Problem("internal_error", "The server made a mistake. It has been logged.").answer()
+        except Exception as error:
+            respond = refuse(scope, Problem("internal_error", MISTAKE), error)
         await respond(scope, receive, send)
 
 
@@ -2060,22 +2086,135 @@ def read_key(scope: Scope, credential: str) -> Key | None:
 
 
 class RateLimit:
-    """A token bucket for each credential: so many writes a second, as many at once; with 0 there is no limit."""
+    """A token bucket for each name, such as a credential: so many a second, as many at once; 0 is no limit."""
 
     def __init__(self, rate: int):
         self._rate = rate
-        self._buckets: dict[str, tuple[float, float]] = {}  # credential → (writes left, when that was)
+        self._buckets: dict[str, tuple[float, float]] = {}  # name → (how many are left, when that was)
+
+    def has_room(self, name: str) -> bool:
+        """Count one more, unless it is one too many."""
+        now = time.monotonic()
+        left, since = self._buckets.get(name, (self._rate, now))
+        left = min(self._rate, left + (now - since) * self._rate)
+        if left >= 1:
+            self._buckets[name] = (left - 1, now)
+        return left >= 1
 
     def take(self, credential: str) -> None:
         """Count one write. Raises Problem where it is one too many."""
-        if not self._rate:
-            return
-        now = time.monotonic()
-        left, since = self._buckets.get(credential, (self._rate, now))
-        left = min(self._rate, left + (now - since) * self._rate)
-        if left < 1:
+        if self._rate and not self.has_room(credential):
             raise Problem("rate_limited", f"One credential may make {self._rate} writes a second.", RETRY)
-        self._buckets[credential] = (left - 1, now)
+
+
+LEFT_OUT: Final = Total("bistro92_log_lines_left_out", "Log lines that were not written: there were too many.")
+
+
+class JsonLog(logging.Handler):
+    """Writes log lines to standard error, as JSON, from a thread of its own: nobody waits for a disk or a full pipe.
+
+    A flood must not fill the disk: LOG_RATE lines of a kind are written in a second, be it a code or a message. What
+    is left out is counted, and one line a second says so. `logging`'s own QueueListener stops only when all is
+    written, however long that takes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_out: Counter[str] = Counter()  # kind → lines left out that no line has told of yet
+        self._rates = RateLimit(LOG_RATE)
+        self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue()  # bounded by start(); None ends the writer
+        self._writer: threading.Thread | None = None  # None until it is started
+
+    def start(self) -> None:
+        self._waiting = queue.Queue(MAX_LOG_LINES)
+        self._writer = threading.Thread(target=self._write, daemon=True)
+        self._writer.start()
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+
+    def stop(self) -> None:
+        """Write what waits, unless that takes too long."""
+        self.own_up()
+        logger.removeHandler(self)
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        if self._writer:
+            self._writer.join(LOG_SECONDS)
+
+    def takes(self, kind: str) -> bool:
+        """Whether one more line of a kind is written now; where it isn't, it is counted."""
+        if not (room := self._rates.has_room(kind)):
+            self._leave_out(kind)
+        return room
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if hasattr(record, "about") or self.takes(str(record.msg)):
+                self._waiting.put_nowait(record)
+        except queue.Full:
+            self._leave_out("all")
+
+    def _leave_out(self, kind: str) -> None:
+        LEFT_OUT.inc()
+        self._left_out[kind] += 1
+
+    def own_up(self) -> None:
+        """Tell of the lines that were left out since this was called last."""
+        if told := dict(self._left_out):
+            self._left_out.clear()
+            logger.warning("log lines were left out", extra={"about": {"left_out": told}})
+
+    def _write(self) -> None:
+        with open(2, "wb", buffering=0, closefd=False) as out:  # not sys.stderr: no lock is held where this is stuck
+            for record in iter(self._waiting.get, None):
+                try:
+                    out.write(self._line_of(record))
+                except Exception:  # the log's own disk is full, or its reader gone
+                    LEFT_OUT.inc()
+
+    @staticmethod
+    def _line_of(record: logging.LogRecord) -> bytes:
+        """ASCII, so that what a client sent can neither begin a line nor move a terminal's cursor; without tokens."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": at, "level": record.levelname.lower(), "message": record.getMessage()}
+        line |= getattr(record, "about", {})
+        if record.exc_info:
+            line["exception"] = logging.Formatter().formatException(record.exc_info)
+        return re.sub(r"b92_[\w-]+", "b92_...", json.dumps(line)).encode() + b"\n"
+
+
+def log_request(level: int, scope: Scope, status: int | None, error: Exception | None = None, **more: str) -> None:
+    """The one line about a request."""
+    who: Credential | None = scope["bistro92.credential"]
+    about = {
+        **more,
+        "method": scope.get("bistro92.method", scope.get("method", "WEBSOCKET"))[:16],
+        "path": scope["path"][:256],
+        "status": status,
+        "client": (scope["client"] or (None,))[0],
+        "credential": who and who.name,
+        "ms": round((time.perf_counter() - scope["bistro92.began"]) * 1000, 1),
+    }
+    logger.log(level, "request", exc_info=error, extra={"about": about})
+
+
+def log_refusal(scope: Scope, status: int, code: str, error: Exception | None = None) -> str:
+    """Log that a request is refused or fails. Returns the request's id.
+
+    A proxy, or a client, may name its request; an id is made only where it is needed.
+    """
+    scope["bistro92.logged"] = True
+    named = scope["bistro92.headers"].get(b"x-request-id", b"")
+    request_id = named.decode() if re.fullmatch(rb"[\w.:-]{1,64}", named) else secrets.token_hex(8)
+    if json_log.takes(code):
+        level = logging.WARNING if CODES[code][0] < 500 else logging.ERROR
+        log_request(level, scope, status, error, request=request_id, code=code)
+    return request_id
+
+
+def refuse(scope: Scope, problem: Problem, error: Exception | None = None) -> Answer:
+    """The answer to a request that is refused or fails. Its `instance` is the id that the line in the log has."""
+    return problem.answer(log_refusal(scope, CODES[problem.code][0], problem.code, error))
 
 
 FEEDS: Final = ("/ws/orders", "/api/events")
@@ -2086,6 +2225,7 @@ class Bistro92(FastAPI):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
+        self.server: Any = None  # the uvicorn.Server that runs this; None under another server, or in a thread
         self.in_flight: set[Any] = set()  # sockets of requests under way, so that a stop can abort them
         self.arrivals = asyncio.Lock()  # subscribers come in one a turn of the loop, however many stand at the door
         self.direct: dict[tuple[str, str], Any] = {}  # (method, path) → its route, where the path has no parameters
@@ -2098,6 +2238,7 @@ class Bistro92(FastAPI):
         # ASGI can neither write to many sockets at once nor abort one; uvicorn shows the transport behind `send`.
         transport = scope["bistro92.transport"] = getattr(getattr(send, "__self__", None), "transport", None)
         scope["bistro92.credential"] = accounts.identify(scope, headers)
+        scope["bistro92.began"] = time.perf_counter()
         if scope["bistro92.credential"] is None and storage.shared and {b"authorization", b"cookie"} & headers.keys():
             await accounts.look_again()
             scope["bistro92.credential"] = accounts.identify(scope, headers)
@@ -2107,7 +2248,10 @@ class Bistro92(FastAPI):
                 async with self.arrivals:
                     await asyncio.sleep(0)
             elif scope.get("method") == "HEAD":
-                scope = {**scope, "method": "GET"}  # the server, who knows better, sends no body
+                # the server, who knows better, sends no body
+                scope = {**scope, "method": "GET", "bistro92.method": "HEAD"}
+            if settings.access_log:
+                send = partial(self._note_status, scope, send)
             self._admit(scope, headers)
             if b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), scope["path"]))):
                 await route.handle(scope, receive, send)  # middleware and a search would cost more than a commit
@@ -2117,6 +2261,14 @@ class Bistro92(FastAPI):
             await self._refuse(problem, scope, receive, send)
         finally:
             self.in_flight.discard(transport)
+            if settings.access_log and "bistro92.logged" not in scope:
+                log_request(logging.INFO, scope, scope.get("bistro92.status"))
+
+    @staticmethod
+    async def _note_status(scope: Scope, send: Send, message: Message) -> None:
+        if message["type"] in {"http.response.start", "websocket.accept"}:
+            scope["bistro92.status"] = message.get("status", 101)
+        await send(message)
 
     @staticmethod
     def _admit(scope: Scope, headers: dict[bytes, bytes]) -> None:
@@ -2139,10 +2291,11 @@ class Bistro92(FastAPI):
         async def deny(message: Message) -> None:
             await send({**message, "type": f"websocket.{message['type']}"})
 
+        answer = refuse(scope, problem)
         if scope["type"] == "http":
-            await problem.answer()(scope, receive, send)
+            await answer(scope, receive, send)
             return
-        await problem.answer()(scope, receive, deny)
+        await answer(scope, receive, deny)
         with contextlib.suppress(TimeoutError):  # uvicorn logs an error where this ends before the socket is closed
             async with asyncio.timeout(SEND_SECONDS):
                 for _ in ("connect", "denied", "closed"):
@@ -2186,6 +2339,7 @@ manager = ConnectionManager(feed, storage, settings)
 order_book = OrderBook(storage, manager, settings)
 accounts = Accounts(storage, order_book, manager)
 rate_limit = RateLimit(settings.rate_limit)
+json_log = JsonLog()
 pages: dict[tuple[str, bytes], Answer] = {}  # (path with query, host) → what was answered last; its ETag tells when
 
 
@@ -2195,7 +2349,8 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     await storage.open()
     await order_book.load_feed()
     await accounts.load()
-    routine = [order_book.keep_time, order_book.keep_house, accounts.keep_watch, cut_off_slow_bodies]
+    json_log.start()
+    routine = [order_book.keep_time, order_book.keep_house, accounts.keep_watch, cut_off_slow_peers]
     if storage.shared:
         tail = storage.follow(feed, manager.publish_rows, order_book.load_feed, manager.begin_anew)
         routine += [accounts.keep_up, *tail]
@@ -2214,6 +2369,7 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await storage.close()
+    json_log.stop()
 
 
 def on_task_done(task: asyncio.Task[None]) -> None:
@@ -2253,6 +2409,8 @@ def on_stop(app: Bistro92) -> None:
     with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there stops us
         for signum in (signal.SIGTERM, signal.SIGINT):
             previous[signum] = signal.signal(signum, handle)
+            server = getattr(previous[signum], "__self__", None)
+            app.server = server if isinstance(server, uvicorn.Server) else None
 
 
 app = Bistro92(
@@ -2275,18 +2433,18 @@ if settings.allowed_origins:
 async def not_served(request: Request, error: HTTPException) -> Any:
     """What Starlette refuses by itself: a path, or a method, that nothing serves."""
     if error.status_code != 405:
-        return Problem("not_found", f"Nothing is at {request.url.path}.").answer()
+        return refuse(request.scope, Problem("not_found", f"Nothing is at {request.url.path}."))
     anything = {**request.scope, "method": ""}
     here = [route for route in app.routes if route.matches(anything)[0] is Match.PARTIAL]
     allow = ", ".join(sorted({method for route in here for method in getattr(route, "methods", ())}))
     detail = f"{request.method} is not served at {request.url.path}, but {allow}."
-    return Problem("method_not_allowed", detail, (b"allow", allow.encode())).answer()
+    return refuse(request.scope, Problem("method_not_allowed", detail, (b"allow", allow.encode())))
 
 
 @app.exception_handler(Exception)
 async def mistake(request: Request, error: Exception) -> Any:
     """A bug. The log has its traceback; the client learns no more than that the fault isn't its own."""
-    return Problem("internal_error", "The server made a mistake. It has been logged.").answer()
+    return refuse(request.scope, Problem("internal_error", MISTAKE), error)
 
 
 def endpoint(
@@ -2558,11 +2716,13 @@ async def stream_events(request: Request, query: Annotated[FeedQuery, Query()]) 
         kind, unbuffered = (b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")
         headers = [kind, (b"cache-control", b"no-store"), unbuffered, CLOSE]
         await send_in_time(scope, send, {"type": "http.response.start", "status": 200, "headers": headers})
-        with contextlib.suppress(Problem):
+        try:
             require_still(scope)
             manager.admit()
             subscriber = Subscriber(manager, scope, send, query.station)
             await manager.serve(subscriber, request.headers.get("last-event-id") or query.after, receive)
+        except Problem as problem:
+            log_refusal(scope, 200, problem.code)
         with contextlib.suppress(TimeoutError):
             await send_in_time(scope, send, {"type": "http.response.body", "body": b""})
 
@@ -2579,6 +2739,7 @@ async def orders_socket(websocket: WebSocket) -> None:
         manager.admit()
     except Problem as problem:
         code, reason = 1008 if problem.code == "unauthenticated" else 1013, problem.code
+        log_refusal(websocket.scope, code, problem.code)
     else:
         batch = query.get("batch", "").lower() in {"true", "1"}
         subscriber = Subscriber(manager, websocket.scope, websocket.send, query.get("station"), batch)

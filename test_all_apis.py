@@ -294,6 +294,7 @@ def problem(reply: Reply, status: int, code: str | None = None) -> Json:
     assert all(isinstance(details[name], str) and details[name] for name in ("type", "title", "detail", "code"))
     assert re.fullmatch(r"[a-z][a-z0-9_]*", details["code"])
     assert code in (None, details["code"])
+    assert re.fullmatch(r"urn:bistro92:request:[\w.:-]{1,64}", details["instance"])
     return details
 
 
@@ -1550,9 +1551,10 @@ def test_accounts_login(staff: dict[str, Api]) -> None:
 
 @own_server_only
 def test_accounts_wrong_credentials(staff: dict[str, Api]) -> None:
-    """A wrong password and an unknown user get the same answer."""
+    """A wrong password and an unknown user get the same answer, but for the request's id."""
     tries = [{"username": "anna", "password": "wrong"}, {"username": unique("x"), "password": PASSWORD}]
     first, second = (problem(staff["nobody"].post("/api/login", who), 401) for who in tries)
+    assert first.pop("instance") != second.pop("instance")
     assert first == second
 
 

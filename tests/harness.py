@@ -101,6 +101,7 @@ class Server:
         self.settings: dict[str, object] = {**own, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         """The process while it runs, or after it ended by itself; None before `start`."""
+        self._program, self._variables = "app:app", dict[str, str]()
         self._options = options
         self._log_file = folder / "server.log"
 
@@ -113,12 +114,23 @@ class Server:
     def log(self) -> str:
         return self._log_file.read_text()
 
+    @property
+    def lines(self) -> list[Json]:
+        """What the backend itself has logged."""
+        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+
+    def alter(self, **changed: object) -> Server:
+        """Change constants of the backend, from the next start on; tests/altered.py does it."""
+        self._program, self._variables = "tests.altered:app", {"TESTS_ALTER": json.dumps(changed)}
+        return self
+
     def launch(self) -> subprocess.Popen[bytes]:
         """Start the process without waiting until it serves."""
-        command = [sys.executable, "-m", "uvicorn", "app:app", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "uvicorn", self._program, "--host", "127.0.0.1", "--port", str(self.port)]
+        variables = {**environment(**self.settings), **self._variables}
         with self._log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self._options], cwd=ROOT, env=environment(**self.settings), stdout=log, stderr=log
+                [*command, *self._options], cwd=ROOT, env=variables, stdout=log, stderr=log
             )
         return self.process
 

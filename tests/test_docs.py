@@ -95,8 +95,9 @@ def test_every_setting_is_in_the_readme() -> None:
     described = {row[0].strip("`"): row[1] for row in table("Settings")}
     defaults = {f"BISTRO92_{name.upper()}": known.default for name, known in app.Settings.model_fields.items()}
     assert described == {
-        name: f"`{default}`" if default != "" else "(same origin only)" for name, default in defaults.items()
-    }
+        name: f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else
+        "(same origin only)" for name, default in defaults.items()
+    }  # fmt: skip
 
 
 def test_every_setting_that_is_named_exists() -> None:

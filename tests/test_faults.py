@@ -418,6 +418,58 @@ def takes_orders(server: Server) -> bool:
     return False
 
 
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+def test_headers_that_never_end(serve: Serve, parser: str) -> None:
+    """Who says nothing, or drips a header, is cut off in time (10 s; here it is 1), on a kept connection, too.
+
+    Whoever waits for the server, or for its own next request, stays; a display and a till work on.
+    """
+    server = serve(*QUIET, "--http", parser, "--timeout-keep-alive", "60").alter(HEADER_SECONDS=1).start()
+    with closing(server.client()) as client, closing(Display(server.port)) as display, contextlib.ExitStack() as peers:
+        display.message()
+        silent, first, second, idle, poll = (peers.enter_context(closing(Peer(server.port))) for _ in range(5))
+        poll.get(f"/api/changes?after={client.cursor()}&wait=60")
+        for kept in (second, idle):
+            kept.get("/healthz")
+            hears(kept, b"alive")
+        first.send("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Drip: ")
+        second.send("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Drip: ")
+        waiting = {silent, first, second}
+        for peer in waiting:
+            peer.socket.settimeout(0.05)
+
+        def all_cut_off() -> bool:
+            for peer in list(waiting):
+                try:
+                    if peer is not silent:
+                        peer.send(b"x")
+                    closed = peer.socket.recv(1) == b""
+                except TimeoutError:
+                    closed = False
+                except ConnectionError:
+                    closed = True
+                if closed:
+                    waiting.remove(peer)
+            return not waiting
+
+        until(all_cut_off, "each is cut off")
+        order = client.place(an_order())
+        assert display.message()["order"] == order
+        hears(poll, b"new_order")
+        idle.get("/healthz")
+        hears(idle, b"alive")
+    assert server.log == ""
+
+
+def hears(peer: Peer, words: bytes) -> None:
+    """Read until the server has said something."""
+    heard = b""
+    while words not in heard:
+        part = peer.socket.recv(65_536)
+        assert part, heard
+        heard += part
+
+
 def test_a_body_that_never_ends(tmp_path: Path) -> None:
     """It is cut off in time (20 seconds; here it is 2), however steadily it drips."""
     server = PreloadedServer(tmp_path, *QUIET, alter={"BODY_SECONDS": 2})
@@ -483,7 +535,8 @@ def test_malformed_bodies(serve: Serve, request: pytest.FixtureRequest) -> None:
             taken += (reply.status, path) == (201, "/api/order")
         assert is_ready(client)
         assert len(client.orders()) == taken + 1
-    assert server.log == ""
+    assert not [line for line in server.log.splitlines() if not line.startswith("{")]
+    assert {line["level"] for line in server.lines} == {"warning"}
 
 
 def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True, reserved: int = 0) -> bytes:

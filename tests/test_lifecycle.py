@@ -1485,7 +1485,7 @@ def test_shape_of_every_problem(client: Client) -> None:
             assert reply.status == status
             assert parse_problem(reply)[0] == status
             problem = reply.json
-            assert set(problem) - {"errors", "order"} == {"type", "title", "status", "detail", "code"}
+            assert set(problem) - {"errors", "order"} == {"type", "title", "status", "detail", "code", "instance"}
             assert re.fullmatch(r"[a-z]+(_[a-z]+)*", problem["code"])
             assert problem["type"]
             assert problem["title"]

@@ -102,7 +102,7 @@ def faults_of(page: Json, status: str, response: Json) -> list[str]:
     if list(response["content"]) != [PROBLEM]:
         return [f"is documented as {', '.join(response['content'])}"]
     schema = resolve(page, response["content"][PROBLEM]["schema"])
-    if set(schema.get("required", [])) != {"type", "title", "status", "detail", "code"}:
+    if set(schema.get("required", [])) != {"type", "title", "status", "detail", "code", "instance"}:
         return [f"is documented as {schema['title']}"]
     codes = codes_of(response)
     return [f"names {code}" for code in codes or ["no code"] if app.CODES.get(code, (0,))[0] != int(status)]
