@@ -27,9 +27,10 @@ test: $(VENV)/.dev $(if $(shell command -v npm),tests/node_modules)  ## every te
 	$(BIN)/python -m pytest $(ARGS)
 	@if $(BIN)/python -m tests.engines; then $(BIN)/python -m pytest --engine postgresql $(ARGS) || [ $$? -eq 5 ]; fi
 
-check: $(VENV)/.dev  ## style and types
+check: $(VENV)/.dev  ## style, types, and known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict $(CHECKED)
+	$(BIN)/python -m tests.audit
 
 screenshots: $(VENV)/.dev  ## the README's pictures; needs Debian's chromium
 	$(BIN)/python -m tests.take_screenshots
@@ -54,7 +55,7 @@ coverage: $(VENV)/.dev  ## which lines the tests run, in the server's processes 
 	$(BIN)/coverage report
 
 audit: $(VENV)/.dev  ## known vulnerabilities of what is installed to run
-	$(BIN)/pip-audit --requirement requirements.txt
+	$(BIN)/python -m tests.audit
 
 backup: | $(BIN)/python  ## a verified copy, while the server runs; `make backup ARGS="--to FOLDER --keep N"`
 	$(BIN)/python ops/backup.py $(ARGS)

@@ -27,6 +27,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import queue
 import re
 import secrets
@@ -903,6 +904,14 @@ class ReaderConnection(WriterConnection):
     pragmas = (*WriterConnection.pragmas, "query_only = ON")
 
 
+def file_stat(path: str, name: str) -> int:
+    """A number that the file system has of a file; 0 where there is no file."""
+    try:
+        return int(getattr(os.stat(path), name))
+    except OSError:
+        return 0
+
+
 @contextlib.contextmanager
 def driver_errors() -> Iterator[None]:
     """Where the driver's errors become ours. Violated constraints and programming errors pass: those are bugs."""
@@ -965,6 +974,14 @@ class ListQuery(BaseModel, extra="forbid"):
         return f"{' UNION ALL '.join(branches)} ORDER BY id DESC LIMIT :rows", values
 
 
+CHECKPOINT_SECONDS: Final = Histogram(
+    "bistro92_checkpoint_seconds",
+    "Duration of a write that also moved the WAL into the database.",
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
+)
+WAL_BYTES: Final = Gauge("bistro92_wal_bytes", "Size of the WAL file, which is used again and doesn't shrink.")
+
+
 class Storage:
     """Orders, log and keys in one SQLite file: one connection that writes, a few that read, all held open.
 
@@ -979,6 +996,7 @@ class Storage:
         self.connections: list[Connection] = []  # the writer, then the readers; none while closed
         self._turns: Iterator[Connection] = iter(())  # the readers, in turn
         self._claim: sqlite3.Connection | None = None  # locks FILE-lock while this process serves FILE
+        self._checkpointed = 0  # when the file itself was written last, which only a checkpoint does; in nanoseconds
 
     @property
     def _writer(self) -> Any:
@@ -1002,6 +1020,7 @@ class Storage:
                 raise
             raise StartRefused(f"{self.file} cannot be used as a database: {error}.") from error
         self._turns = itertools.cycle(self.connections[1:] or self.connections)
+        self._checkpointed = file_stat(self.file, "st_mtime_ns")
 
     async def close(self) -> None:
         """Disconnect, the writer last, so that it alone checkpoints the WAL into the file."""
@@ -1083,9 +1102,17 @@ class Storage:
             raise
 
     async def write(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Run one statement, a transaction of its own; its user holds OrderBook.write_lock."""
+        """Run one statement, a transaction of its own; its user holds OrderBook.write_lock.
+
+        SQLite checkpoints at the end of a commit, when the WAL has a thousand pages.
+        """
+        began = time.perf_counter()
         with driver_errors():
-            return list(await self._writer.execute_fetchall(statement, values))
+            rows = list(await self._writer.execute_fetchall(statement, values))
+        if (written := file_stat(self.file, "st_mtime_ns")) != self._checkpointed:
+            self._checkpointed = written
+            CHECKPOINT_SECONDS.observe(time.perf_counter() - began)
+        return rows
 
     async def forget(self, events_before: str, keys_before: str) -> int | None:
         """Delete some of the oldest events and keys. Returns the last `seq` deleted, or 0; None when it is done.
@@ -1279,6 +1306,12 @@ class Feed:
 
 SUBSCRIBERS: Final = Gauge("bistro92_subscribers", "Screens that are connected, waiting polls among them.")
 DROPPED: Final = Total("bistro92_subscribers_dropped", "Subscribers dropped because they didn't read.")
+QUEUE_BYTES: Final = Gauge("bistro92_subscriber_queue_bytes", "What waits for the subscriber that is furthest behind.")
+FEED_LAG: Final = Histogram(
+    "bistro92_feed_lag_seconds",
+    "From a commit until its events were offered to every subscriber.",
+    buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
+)
 PUBLISHED: Final = Total("bistro92_events_published", "Events handed to the feed.")
 
 Ready = dict[tuple[int, str | None, bool], bytes]
@@ -1418,6 +1451,7 @@ class ConnectionManager:
         self._queue_bytes = settings.subscriber_queue_bytes
         self._subscribers: dict[Subscriber, None] = {}
         self._polling = 0  # requests that wait in changes(); they count as subscribers
+        self._news_since: float | None = None  # when the oldest events came that broadcast() hasn't begun with
         self._news = asyncio.Event()  # set and replaced whenever the head moves, and when the server stops
 
     def __len__(self) -> int:
@@ -1431,6 +1465,7 @@ class ConnectionManager:
     def publish(self, events: Sequence[Event]) -> None:
         """Take a commit's events and wake whoever carries them on. Costs the same for any number of subscribers."""
         self.feed.publish(events)
+        self._news_since = self._news_since or time.perf_counter()
         PUBLISHED.inc(len(events))
         self.ring()
 
@@ -1458,6 +1493,7 @@ class ConnectionManager:
             if reached == self.feed.head:
                 await self._news.wait()
             reached, ready = self.feed.head, Ready()
+            since, self._news_since = self._news_since, None
             for count, subscriber in enumerate(list(self._subscribers), 1):
                 if not (subscriber.live and subscriber.offer(ready)):
                     subscriber.wake.set()
@@ -1466,6 +1502,18 @@ class ConnectionManager:
                 if count % SUBSCRIBERS_AT_ONCE == 0:
                     await asyncio.sleep(0)
                     ready.clear()  # the head may have moved
+            if since and self._subscribers:
+                FEED_LAG.observe(time.perf_counter() - since)
+
+    def most_waiting(self) -> float:
+        """The bytes that wait for the subscriber that is furthest behind, in the log and in its socket."""
+        behind = [
+            min(self.feed.bytes_since(each.position), self._queue_bytes)
+            + (each.transport.get_write_buffer_size() if each.transport else 0)
+            for each in self._subscribers
+            if each.caught_up
+        ]
+        return max(behind, default=0)
 
     async def events_since(self, seq: int) -> list[Event] | None:
         """At most PAGE_ROWS events after `seq`, from memory or the database; None where they are forgotten."""
@@ -2362,6 +2410,8 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     gc.freeze()  # what is here stays, so no collection need look at it;
     gc.set_threshold(20_000, 50, 1000)  # what follows is freed by its counts: full collections only cost latency
     SUBSCRIBERS.set_function(lambda: len(manager))
+    QUEUE_BYTES.set_function(manager.most_waiting)
+    WAL_BYTES.set_function(partial(file_stat, f"{storage.file}-wal", "st_size"))
     yield
     manager.stop()
     await order_book.drain()
