@@ -141,6 +141,7 @@ REACH_SECONDS: Final = 2.0  # for a process to hear of what another one has told
 FIRE_PERIOD: Final = 0.5
 REVOKE_PERIOD: Final = 0.5
 ASK_PERIOD: Final = 0.1  # between two questions to the database about tokens that a process doesn't know
+ROOM_PERIOD: Final = 1.0
 HOUSEKEEPING_PERIOD: Final = 60.0
 
 
@@ -880,6 +881,12 @@ TODAY: Final = """
 
 PROBE: Final = "UPDATE ledger SET one = 1"
 """A commit that changes nothing."""
+
+ROOM: Final = """
+    INSERT INTO idempotency_keys (credential, key, fingerprint, status, answer, at) VALUES ('', 'room', ?, 0, '{}', ?)
+    ON CONFLICT (credential, key) DO UPDATE SET fingerprint = excluded.fingerprint
+"""
+"""A commit that needs as much room as an order's, under nobody's key: a full disk may still have some for PROBE."""
 
 
 class WriterConnection(sqlite3.Connection):
@@ -1625,6 +1632,7 @@ class OrderBook:
         self.write_lock = asyncio.Lock()  # guards the writer connection: commits, housekeeping, probes take turns
         self._storage, self._manager = storage, manager
         self._retention_hours = settings.event_retention_hours
+        self._room_shown = -math.inf  # when probe() last found room for an order, on the monotonic clock
         self._waiting: deque[Write] = deque()  # writes that no commit has taken yet
         self._committing: asyncio.Task[None] | None = None  # belongs to no request, so none can cancel it; None: idle
 
@@ -1707,7 +1715,11 @@ class OrderBook:
     async def probe(self) -> None:
         """Show that a commit is possible. Raises Problem, or TimeoutError where others hold the lock too long."""
         async with asyncio.timeout(BUSY_SECONDS), self.write_lock:
-            await self._storage.write(PROBE)
+            if time.monotonic() - self._room_shown < ROOM_PERIOD:  # anybody may ask, as often as they like
+                await self._storage.write(PROBE)
+            else:
+                await self._storage.write(ROOM, (secrets.token_hex(16_384), clock()))
+                self._room_shown = time.monotonic()
 
     async def keep_time(self) -> None:
         """Fire scheduled orders when their time comes, for as long as the server runs."""
@@ -1724,14 +1736,21 @@ class OrderBook:
             await asyncio.sleep(FIRE_PERIOD)
 
     async def keep_house(self) -> None:
-        """Forget events and keys that are past their time, for as long as the server runs."""
+        """Forget events and keys that are past their time, for as long as the server runs.
+
+        A clock that was set forward, and may be set back, makes nothing older until it has stood so for as long as a
+        key is kept: its distance from the monotonic clock counts as the least it was in that time.
+        """
+        ahead: deque[float] = deque(maxlen=int(KEY_RETENTION_HOURS * 3600 / HOUSEKEEPING_PERIOD))
         while True:
+            ahead.append(time.time() - time.monotonic())
+            now, kept = time.monotonic() + min(ahead), (self._retention_hours, KEY_RETENTION_HOURS)
+            retention = [rfc3339(datetime.fromtimestamp(now - hours * 3600, UTC)) for hours in kept]
             with contextlib.suppress(Problem):
                 forgotten: int | None = 0
                 while forgotten is not None:
                     self._manager.feed.floor = max(self._manager.feed.floor, forgotten)
                     async with self.write_lock:
-                        retention = clock(hours=self._retention_hours), clock(hours=KEY_RETENTION_HOURS)
                         forgotten = await self._storage.forget(*retention)
             await asyncio.sleep(HOUSEKEEPING_PERIOD)
 
@@ -2291,8 +2310,9 @@ class Bistro92(FastAPI):
             await accounts.look_again()
             scope["bistro92.credential"] = accounts.identify(scope, headers)
         self.in_flight.add(transport)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
-            if scope["path"] in FEEDS:
+            if path in FEEDS:
                 async with self.arrivals:
                     await asyncio.sleep(0)
             elif scope.get("method") == "HEAD":
@@ -2301,7 +2321,7 @@ class Bistro92(FastAPI):
             if settings.access_log:
                 send = partial(self._note_status, scope, send)
             self._admit(scope, headers)
-            if b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), scope["path"]))):
+            if b"origin" not in headers and (route := self.direct.get((scope.get("method", ""), path))):
                 await route.handle(scope, receive, send)  # middleware and a search would cost more than a commit
             else:
                 await super().__call__(scope, receive, send)
@@ -2735,6 +2755,12 @@ class FeedQuery(BaseModel, extra="forbid"):
     station: Annotated[Station | None, Field(description="only orders with a line for this station")] = None
 
 
+class SocketQuery(FeedQuery, extra="ignore"):
+    """What a display can ask for."""
+
+    batch: str = ""
+
+
 class ChangesQuery(BaseModel, extra="forbid"):
     """What a poll can ask for."""
 
@@ -2782,7 +2808,10 @@ async def stream_events(request: Request, query: Annotated[FeedQuery, Query()]) 
 @app.websocket(FEEDS[0])
 async def orders_socket(websocket: WebSocket) -> None:
     """The feed for displays: `initial` or `resumed`, then every event."""
-    query = websocket.query_params
+    try:
+        query: Any = read_query(websocket.scope["query_string"], SocketQuery)
+    except ValidationError as error:
+        raise Problem.of(error) from error
     await websocket.accept()
     try:
         require_still(websocket.scope)
@@ -2791,9 +2820,9 @@ async def orders_socket(websocket: WebSocket) -> None:
         code, reason = 1008 if problem.code == "unauthenticated" else 1013, problem.code
         log_refusal(websocket.scope, code, problem.code)
     else:
-        batch = query.get("batch", "").lower() in {"true", "1"}
-        subscriber = Subscriber(manager, websocket.scope, websocket.send, query.get("station"), batch)
-        code, reason = await manager.serve(subscriber, query.get("after"), websocket.receive)
+        batch = query.batch.lower() in {"true", "1"}
+        subscriber = Subscriber(manager, websocket.scope, websocket.send, query.station, batch)
+        code, reason = await manager.serve(subscriber, query.after, websocket.receive)
     with contextlib.suppress(TimeoutError, RuntimeError, WebSocketDisconnect):
         async with asyncio.timeout(DROP_SECONDS):
             await websocket.close(code, reason)
@@ -2942,14 +2971,15 @@ class Screens(StaticFiles):
         return response
 
 
-async def show_page(request: Request) -> Response:
-    """The screen that a path names; the API's documentation where there are no screens."""
-    page = SCREENS / f"{PAGES[request.url.path]}.html"
-    return FileResponse(page, headers=PAGE_HEADERS) if page.is_file() else RedirectResponse("/docs")
+async def show_page(name: str, request: Request) -> Response:
+    """A screen; the API's documentation where there are no screens."""
+    page = SCREENS / f"{name}.html"
+    docs = f"{request.scope.get('root_path', '')}/docs"
+    return FileResponse(page, headers=PAGE_HEADERS) if page.is_file() else RedirectResponse(docs)
 
 
 for path in PAGES if SCREENS.is_dir() else ["/"]:
-    app.add_route(path, show_page, include_in_schema=False)
+    app.add_route(path, partial(show_page, PAGES[path]), include_in_schema=False)
 if SCREENS.is_dir():
     app.mount("/screens", Screens(directory=SCREENS))
 

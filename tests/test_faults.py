@@ -65,7 +65,7 @@ def sum_up(posting: list[Till]) -> tuple[dict[str, Json], dict[str, Json]]:
 
 
 class SmallDisk:
-    """A file system of its own, of four megabytes."""
+    """A file system of its own, of eight megabytes: a whole WAL fits on it, beside a database of the same size."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         pytest.skip("needs root on Linux, to mount a file system that is small")
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True, timeout=DEADLINE)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], check=True, timeout=DEADLINE)
     try:
         yield SmallDisk(folder)
     finally:
@@ -139,6 +139,21 @@ def test_a_disk_that_is_full(small_disk: SmallDisk, server_on_small_disk: Server
     server.start()
     with closing(server.client()) as client:
         assert {key: order for key, order in named(client.orders()).items() if key != "before"} == answered
+
+
+def test_a_disk_with_room_for_a_small_commit(small_disk: SmallDisk, server_on_small_disk: Server) -> None:
+    """It isn't ready where an order would find no room, though one page would."""
+    server = server_on_small_disk
+    server.stop()
+    with closing(server.start().client()) as client, closing(sqlite3.connect(server.file)) as other:
+        assert other.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0  # the next commit begins the WAL anew
+        assert Path(f"{server.file}-wal").stat().st_size < 20_000
+        small_disk.fill()
+        assert parse_problem(client.get("/readyz")) == STORAGE
+        assert parse_problem(client.post(an_order())) == STORAGE
+        small_disk.free()
+        until(lambda: is_ready(client), "it is ready again")
+        client.place(an_order())
 
 
 def refuses_to_start(server: Server) -> str:
@@ -234,6 +249,7 @@ def test_a_disk_that_fails_at_a_commit(preloaded: PreloadedServer, failure: str)
             until(lambda: sum_up(posting)[0], "orders are taken")
             with preloaded.failing(*FAILURES[failure]):
                 until(lambda: len(sum_up(posting)[1]) > 20, "orders are refused")
+                until(lambda: not is_ready(client), "it isn't ready")
                 assert parse_problem(client.get("/readyz")) == STORAGE
                 taken = len(client.orders())
                 assert parse_problem(client.post(an_order("Refused"))) == STORAGE
@@ -327,6 +343,39 @@ def test_a_clock_that_is_set_back_and_forth(preloaded: PreloadedServer) -> None:
         assert client.place(an_order())["id"] == made[-1]["id"] + 1
     preloaded.set_clock(0)
     assert "Traceback" not in preloaded.log
+
+
+def test_a_flood_of_probes(serve: Serve) -> None:
+    """Who may ask whether it is ready, which is anybody, can't wear out the disk: room is asked for once a second."""
+    server = serve(*QUIET).start()
+    with closing(server.client()) as client:
+        began = time.monotonic()
+        assert all(is_ready(client) for _ in range(200))
+        lasted = time.monotonic() - began
+    assert Path(f"{server.file}-wal").stat().st_size < 200 * 4200 + 100_000 * (lasted + 2)
+
+
+def test_a_clock_that_is_four_days_ahead_for_a_while(tmp_path: Path) -> None:
+    """What is tidied away meanwhile is what was old before: a fresh key still replays, a fresh cursor resumes."""
+    server = PreloadedServer(tmp_path, *QUIET, alter={"HOUSEKEEPING_PERIOD": 0.05}, event_retention_hours=24)
+    with closing(server.start().client()) as client, contextlib.ExitStack() as end:
+        end.callback(server.end)
+        cursor = client.cursor()
+        order = client.place(an_order(), idempotency_key="fresh")
+        old = client.place(an_order(), idempotency_key="old")
+        with closing(sqlite3.connect(server.file)) as database, database:
+            server.set_clock(4 * 86_400)
+            tomorrow = f"{order['created_at'][:10]}T99"
+            until(lambda: client.get("/api/stats").json["server_time"] > tomorrow, "the clock is ahead")
+            # Keys are tidied away oldest first: when this one is gone, the fresh one was looked at, too.
+            database.execute("UPDATE idempotency_keys SET at = '2001', rowid = -1 WHERE key = 'old'")
+            database.commit()
+            count = "SELECT count(*) FROM idempotency_keys WHERE key = 'old'"
+            until(lambda: database.execute(count).fetchone() == (0,), "it is tidied")
+        server.set_clock(0)
+        again = client.post(an_order(), idempotency_key="fresh")
+        assert (again.json, again.headers["idempotency-replayed"]) == (order, "true")
+        assert [event["order"] for event in client.history(cursor)] == [order, old]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

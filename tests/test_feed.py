@@ -625,6 +625,20 @@ def test_forgetting_goes_in_log_order() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("station", ["", "x" * 33, "a%00b"])
+def test_a_station_that_is_none(client: Client, station: str) -> None:
+    """A display is refused before its socket opens, as a stream is: 422 with the field at fault."""
+    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec_websocket_version": "13"}
+    key = "AAAAAAAAAAAAAAAAAAAAAA=="
+    for reply in (
+        client.get(f"/ws/orders?station={station}", sec_websocket_key=key, **upgrade),
+        client.get(f"/api/events?station={station}"),
+    ):
+        assert parse_problem(reply) == (422, "invalid_request")
+        assert [fault["pointer"] for fault in reply.json["errors"]] == ["/station"]
+        client.close()
+
+
 def test_one_subscriber_too_many(serve: Serve) -> None:
     """One too many gets 1013 or 503; when one leaves, another is let in."""
     server = serve(max_subscribers=2).start()

@@ -267,6 +267,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "subscriber_queue_bytes": ("0", "-1", "1MB"),
     "event_retention_hours": ("0", "-1", "nan", "week"),
     "allowed_origins": ("*", "pos.example.com", "https://pos.example.com/path"),
+    "access_log": ("maybe", "2"),
 }
 
 
