@@ -136,6 +136,7 @@ DROP_SECONDS: Final = 10.0  # for the close frame of a dropped subscriber to get
 STOP_SECONDS: Final = 5.0  # for requests under way once the server was told to stop
 LOG_SECONDS: Final = 1.0  # for the last log lines to be written
 SESSION_SECONDS: Final = 86_400
+COOKIE_SECONDS: Final = 400 * 86_400  # as long as browsers keep one; a screen that is opened asks for more
 MAX_LOGIN_DELAY: Final = 5.0  # after failures: slow for who guesses, never a lock-out
 REACH_SECONDS: Final = 2.0  # for a process to hear of what another one has told a client
 FIRE_PERIOD: Final = 0.5
@@ -170,11 +171,13 @@ CODES: Final = {
     "order_not_found": (404, "There is no such order"),
     "line_not_found": (404, "The order has no such line"),
     "token_not_found": (404, "There is no such token"),
+    "user_not_found": (404, "There is no such account"),
     "method_not_allowed": (405, "The method is not allowed here"),
     "invalid_transition": (409, "The order cannot change like that"),
     "order_closed": (409, "The order is closed"),
     "not_scheduled": (409, "The order is no longer scheduled"),
     "username_taken": (409, "The username is taken"),
+    "last_manager": (409, "The account is the last manager's"),
     "duplicate_order": (409, "This order of the POS exists already"),
     "cursor_lost": (410, "The cursor cannot be resumed"),
     "version_mismatch": (412, "The order has changed meanwhile"),
@@ -562,6 +565,7 @@ class Credential(NamedTuple):
     name: str | None
     role: str
     expires_at: str | None  # None: never
+    is_session: bool = False
 
 
 class Key(NamedTuple):
@@ -1793,6 +1797,9 @@ def is_local(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     return loopback and not any(header.startswith(FORWARDED) for header in headers)
 
 
+Account = TypedDict("Account", {"username": str, "role": Role})
+
+
 class Accounts:
     """Users, devices and logins. Tokens are held in memory, so that knowing who asks costs a look-up."""
 
@@ -1819,7 +1826,7 @@ class Accounts:
         changes = None
         while changes != self._changes:  # by this process, meanwhile: what was read may be older than that
             changes = self._changes
-            rows = await self._storage.read("SELECT hash, id, name, role, expires_at FROM tokens")
+            rows = await self._storage.read("SELECT hash, id, name, role, expires_at, is_session FROM tokens")
             [(users,)] = await self._storage.read("SELECT count(*) FROM users")
         before, self._tokens = self._tokens, {hashed: Credential(*rest) for hashed, *rest in rows}
         self._end(before[hashed].id for hashed in before.keys() - self._tokens.keys())
@@ -1845,18 +1852,10 @@ class Accounts:
                     await self._refresh()
 
     def identify(self, scope: Scope, headers: dict[bytes, bytes]) -> Credential | None:
-        """Whose token a connection shows, in `Authorization: Bearer` or in the cookie; None where it is no good."""
+        """Whose token a connection shows; None where it is no good."""
         if self.protected:
             return LOCAL if is_local(scope, headers) else None
-        scheme, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer":
-            cookies = headers.get(b"cookie", b"").decode("latin-1").split(";")
-            pairs = dict(cookie.strip().partition("=")[::2] for cookie in cookies)
-            writes = scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD", "OPTIONS"}
-            if COOKIE not in pairs or (writes and b"origin" not in headers):  # a browser names the page's origin
-                return None
-            secret = pairs[COOKIE]
-        credential = self._tokens.get(hash_of(secret.strip()))
+        credential = self._tokens.get(hash_of(shown_secret(scope, headers)))
         return credential if credential and not expired(credential) else None
 
     async def register(self, client: str, who: Credential, username: str, password: str, role: Role) -> Role:
@@ -1879,13 +1878,20 @@ class Accounts:
 
         After failures the same client waits longer and longer for the same name, one try at a time: nobody else does.
         """
+        name, role, hashed = await self._check(client, username, password)
+        expires_at = clock(seconds=-SESSION_SECONDS)
+        _, secret = await self.issue(name, role, expires_at, hashed)
+        return secret, role, expires_at
+
+    async def _check(self, client: str, username: str, password: str) -> tuple[str, Role, str]:
+        """See _verify(); here guessing is slow."""
         attempt = (client, username.lower())
         failed = self._failures.get(attempt, 0)
         if attempt in self._slowed:
             raise Problem("rate_limited", "This name failed before; one login at a time.", RETRY)
         self._slowed |= {attempt} if failed else set()
         try:
-            name, role = await self._verify(client, username, password, 0.1 * 2 ** min(failed, 10) if failed else 0)
+            found = await self._verify(client, username, password, 0.1 * 2 ** min(failed, 10) if failed else 0)
         except Problem as problem:
             if problem.code == "wrong_credentials":
                 if len(self._failures) >= MAX_WAITING_WRITES:
@@ -1895,17 +1901,45 @@ class Accounts:
         finally:
             self._slowed -= {attempt} if failed else set()
         self._failures.pop(attempt, None)
-        expires_at = clock(seconds=-SESSION_SECONDS)
-        _, secret = await self.issue(name, role, expires_at, is_session=True)
-        return secret, role, expires_at
+        return found
 
-    async def _verify(self, client: str, username: str, password: str, delay: float) -> tuple[str, Role]:
-        """The name, as it was registered, and the role of who has this password. Raises Problem where nobody has."""
+    async def _verify(self, client: str, username: str, password: str, delay: float) -> tuple[str, Role, str]:
+        """Name, as registered, role and password's hash of who has this password. Raises Problem where nobody has."""
         found = await self._storage.user(username)
         known, role, name = found[0] if found else (self._nobody, None, "")
         if not await self._hashing(client, self._passwords.verify, password, known, delay=delay) or role is None:
             raise Problem("wrong_credentials", "The username or the password is wrong.", WHO)
-        return name, role
+        return name, role, known
+
+    async def set_password(
+        self, client: str, who: Credential, username: str, password: str, old: str | None
+    ) -> Account:
+        """Change a password; the old one is looked at where it is given. Who had the old one is logged out."""
+        if old is not None:
+            await self._check(client, username, old)
+        hashed = await self._hashing(client, self._passwords.hash, password)
+        async with self._order_book.write_lock, self._storage.guard():
+            name, role = await self._user(username)
+            await self._forget("is_session AND name = ? AND id <> ?", name, who.id)
+            await self._storage.write("UPDATE users SET password = ? WHERE username = ?", (hashed, name))
+        return Account(username=name, role=role)
+
+    async def remove(self, username: str) -> None:
+        """Delete an account; its sessions end first, so that a crash in between leaves none of them."""
+        async with self._order_book.write_lock, self._storage.guard():
+            name, role = await self._user(username)
+            [(managers,)] = await self._storage.write("SELECT count(*) FROM users WHERE role = 'manager'")
+            if role == "manager" and managers == 1:
+                raise Problem("last_manager", f"{name} is the last manager: create another one first.")
+            await self._forget("is_session AND name = ?", name)
+            await self._storage.write("DELETE FROM users WHERE username = ?", (name,))
+
+    async def _user(self, username: str) -> tuple[str, Role]:
+        """An account's name, as it was registered, and its role. Raises Problem where there is none."""
+        found = await self._storage.user(username)
+        if not found:
+            raise Problem("user_not_found", f"There is no account {username}.")
+        return found[0][2], found[0][1]
 
     async def _hashing(self, client: str, work: Callable[..., Any], *arguments: str, delay: float = 0) -> Any:
         """Run a slow hash in a thread; no more than MAX_LOGINS wait for one."""
@@ -1920,26 +1954,36 @@ class Accounts:
             self._logins[client] -= 1
             self._logins += Counter()  # drops those at zero
 
-    async def issue(self, name: str, role: Role, expires_at: str | None, is_session: bool = False) -> tuple[int, str]:
-        """Create a token. Returns its id, and the secret, which is kept nowhere."""
+    async def issue(self, name: str, role: Role, expires_at: str | None, login: str | None = None) -> tuple[int, str]:
+        """Create a token. Returns its id, and the secret, which is kept nowhere.
+
+        `login` makes it a session of who still has this hash of a password: it took a while to compare.
+        """
         secret = f"b92_{secrets.token_urlsafe(32)}"
         columns = "hash, name, role, is_session, created_at, expires_at"
         statement = f"INSERT INTO tokens ({columns}) VALUES (?, ?, ?, ?, ?, ?) RETURNING id"
-        values = (hash_of(secret), name, role, is_session, clock(), expires_at)
-        async with self._order_book.write_lock:
+        values = (hash_of(secret), name, role, login is not None, clock(), expires_at)
+        still = "SELECT 1 FROM users WHERE username = ? AND password = ?"
+        async with self._order_book.write_lock, self._storage.guard():
+            if login is not None and not await self._storage.write(still, (name, login)):
+                raise Problem("wrong_credentials", "The username or the password is wrong.", WHO)
             await self._storage.write("DELETE FROM tokens WHERE expires_at <= ?", (clock(),))
             [(token_id,)] = await self._storage.write(statement, values)
-        self._tokens[hash_of(secret)] = Credential(token_id, name, role, expires_at)
+        self._tokens[hash_of(secret)] = Credential(token_id, name, role, expires_at, login is not None)
         self._changes += 1
         return token_id, secret
 
     async def revoke(self, token_id: int) -> bool:
         """Forget a token and close its sockets and streams. False where there is none."""
         async with self._order_book.write_lock:
-            found = await self._storage.write("DELETE FROM tokens WHERE id = ? RETURNING hash", (token_id,))
-        for (hashed,) in found:
+            return await self._forget("id = ?", token_id)
+
+    async def _forget(self, which: str, *values: Any) -> bool:
+        """Revoke the tokens that a condition finds; its user holds write_lock. False where there is none."""
+        found = await self._storage.write(f"DELETE FROM tokens WHERE {which} RETURNING id, hash", values)
+        for token_id, hashed in found:
             self._tokens.pop(hashed, None)
-        self._end([token_id])
+        self._end(token_id for token_id, _ in found)
         return bool(found)
 
     async def keep_watch(self) -> None:
@@ -1952,12 +1996,22 @@ class Accounts:
                 self.revoked += 1
                 self._manager.dismiss(1008, "expired", self._tokens.pop(hashed).id)
 
-
     async def keep_up(self) -> None:
         """Hear within REVOKE_PERIOD of what other processes changed, for as long as the server runs."""
         while self._storage.shared:
             await asyncio.sleep(REVOKE_PERIOD)
             await self.look_again()
+
+
+def shown_secret(scope: Scope, headers: dict[bytes, bytes]) -> str:
+    """The secret that a connection shows, in `Authorization: Bearer` or in the cookie; "" where it shows none."""
+    scheme, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() == "bearer":
+        return secret.strip()
+    cookies = headers.get(b"cookie", b"").decode("latin-1").split(";")
+    pairs = dict(cookie.strip().partition("=")[::2] for cookie in cookies)
+    writes = scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD", "OPTIONS"}
+    return "" if writes and b"origin" not in headers else pairs.get(COOKIE, "")  # a browser names the page's origin
 
 
 def hash_of(secret: str) -> str:
@@ -2828,12 +2882,15 @@ async def orders_socket(websocket: WebSocket) -> None:
             await websocket.close(code, reason)
 
 
+Password = Annotated[Text, Field(min_length=8, max_length=1024)]
+
+
 class Registration(TypedDict):
     """An account to create. The first one is a manager's, whatever it says."""
 
     __pydantic_config__ = strict(username="maria", password="correct horse", role="manager")  # type: ignore[misc]
     username: Annotated[Text, Field(min_length=1, max_length=64)]
-    password: Annotated[Text, Field(min_length=8, max_length=1024)]
+    password: Password
     role: NotRequired[Role]
 
 
@@ -2845,6 +2902,14 @@ class Login(TypedDict):
     password: Annotated[Text, Field(max_length=1024)]
 
 
+class NewPassword(TypedDict):
+    """A password that takes another's place; one's own is changed with the old one."""
+
+    __pydantic_config__ = strict(password="battery staple", old_password="correct horse")  # type: ignore[misc]
+    password: Password
+    old_password: NotRequired[Annotated[Text, Field(max_length=1024)]]
+
+
 class NewToken(TypedDict):
     """A device to let in."""
 
@@ -2854,8 +2919,18 @@ class NewToken(TypedDict):
     expires_in_days: NotRequired[Annotated[float, Field(gt=0, le=3650)] | None]  # 0.5: for a shift
 
 
-Account = TypedDict("Account", {"username": str, "role": Role})
+User = TypedDict("User", {"username": str, "role": Role, "created_at": str})
 Session = TypedDict("Session", {"token": str, "role": Role, "expires_at": str})
+
+
+class Me(TypedDict):
+    """Who asks. `local`: whoever sits at this machine while there is no account."""
+
+    name: str | None
+    role: Role
+    kind: Literal["local", "session", "device"]
+    may: list[Literal["amend", "cook", "manage", "place", "read"]]
+    expires_at: str | None
 
 
 class Token(TypedDict):
@@ -2886,10 +2961,67 @@ async def log_in(request: Request, who: Login) -> Any:
     """Begin a session: a token for programs, and the same one as a cookie for browsers."""
     client = request.client.host if request.client else ""
     secret, role, expires_at = await accounts.login(client, who["username"], who["password"])
-    secure = "; Secure" if request.url.scheme == "https" else ""
-    cookie = f"{COOKIE}={secret}; Path=/; Max-Age={SESSION_SECONDS}; HttpOnly; SameSite=Strict{secure}".encode()
     session = Session(token=secret, role=role, expires_at=expires_at)
-    return Answer(200, to_json(session), (b"set-cookie", cookie), (b"cache-control", b"no-store"))
+    return Answer(200, to_json(session), cookie(request, secret, SESSION_SECONDS), (b"cache-control", b"no-store"))
+
+
+def cookie(request: Request, secret: str, seconds: int) -> tuple[bytes, bytes]:
+    """The header that makes a browser show a secret, to us only, and not to its scripts."""
+    secure = "; Secure" if request.url.scheme == "https" else ""
+    value = f"{COOKIE}={secret}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+    return b"set-cookie", value.encode("latin-1")
+
+
+@endpoint("GET", "/api/me", "accounts", "read", Me)
+async def who_am_i(request: Request) -> Any:
+    """Who asks, and what they may do."""
+    who = request.scope["bistro92.credential"]
+    kind: Any = "local" if who is LOCAL else "session" if who.is_session else "device"
+    may: Any = sorted(MAY[who.role])
+    me = Me(name=who.name, role=who.role, kind=kind, may=may, expires_at=who.expires_at)
+    return Answer(200, to_json(me), (b"cache-control", b"no-store"))
+
+
+@endpoint("POST", "/api/session", "accounts", "read", Me, "forbidden_origin")
+async def keep_session(request: Request) -> Any:
+    """Keep the token that asks as this browser's cookie, for as long as it is good: how a device is paired."""
+    answer: Answer = await who_am_i(request)
+    if (who := request.scope["bistro92.credential"]) is not LOCAL:
+        seconds = datetime.fromisoformat(who.expires_at).timestamp() - time.time() if who.expires_at else COOKIE_SECONDS
+        secret = shown_secret(request.scope, request.scope["bistro92.headers"])
+        answer.headers.append(cookie(request, secret, min(int(seconds), COOKIE_SECONDS)))
+    return answer
+
+
+@endpoint("GET", "/api/users", "accounts", "manage", list[User], "storage_unavailable")
+async def list_users() -> Any:
+    """Who can log in."""
+    names = ("username", "role", "created_at")
+    rows = await storage.read(f"SELECT {', '.join(names)} FROM users ORDER BY username")
+    return Answer(200, to_json([dict(zip(names, row, strict=True)) for row in rows]))
+
+
+@endpoint("PATCH", "/api/users/{username:path}", "accounts", "read", Account, *BODY, "wrong_credentials",
+          "user_not_found", "rate_limited")  # fmt: skip
+async def change_password(request: Request, username: str, new: NewPassword) -> Any:
+    """Set a password: one's own with `old_password`, others' as a manager. Sessions end, but for the one that asks."""
+    who, old = require(request.scope), new.get("old_password")
+    own = who.is_session and str(who.name).lower() == username.lower()
+    if own and old is None:
+        fault = Fault(pointer="/old_password", detail="one's own password is changed with the old one")
+        raise Problem("invalid_request", "Changing one's own password needs the old one.", errors=[fault])
+    if not own:
+        require(request.scope, "manage")
+    client = request.client.host if request.client else ""
+    return Answer(200, to_json(await accounts.set_password(client, who, username, new["password"], old)))
+
+
+@endpoint("DELETE", "/api/users/{username:path}", "accounts", "manage", None, "user_not_found", "last_manager",
+          "forbidden_origin", "storage_unavailable", status_code=204)  # fmt: skip
+async def delete_user(username: str) -> Any:
+    """Delete an account; its sessions end. The last manager stays."""
+    await accounts.remove(username)
+    return Answer(204, b"")
 
 
 @endpoint("POST", "/api/logout", "accounts", "read", None, "forbidden_origin", "storage_unavailable", status_code=204)

@@ -45,7 +45,7 @@ from email.message import Message
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -1436,6 +1436,11 @@ def test_service_openapi(api: Api) -> None:
         ("post", "/api/register"),
         ("post", "/api/login"),
         ("post", "/api/logout"),
+        ("get", "/api/me"),
+        ("post", "/api/session"),
+        ("get", "/api/users"),
+        ("patch", "/api/users/{}"),
+        ("delete", "/api/users/{}"),
         ("post", "/api/tokens"),
         ("get", "/api/tokens"),
         ("delete", "/api/tokens/{}"),
@@ -1571,6 +1576,44 @@ def test_accounts_register(staff: dict[str, Api]) -> None:
 
 
 @own_server_only
+def test_accounts_users(staff: dict[str, Api]) -> None:
+    """People are listed, change their password, and are deleted; each ends their sessions. The last manager stays."""
+    manager, nobody = staff["manager"], staff["nobody"]
+    name, path = unique("cleo"), "/api/users/"
+    manager.post("/api/register", {"username": name, "password": PASSWORD, "role": "pos"}).expect(201)
+    listed = {user["username"]: user["role"] for user in manager.get("/api/users").expect()}
+    assert (listed["anna"], listed[name]) == ("manager", "pos")
+    path += quote(name)
+    cleo = Api(nobody.url, nobody.post("/api/login", {"username": name, "password": PASSWORD}).expect()["token"])
+    me = cleo.get("/api/me").expect()
+    assert (me["name"], me["role"], me["kind"], me["may"]) == (name, "pos", "session", ["amend", "place", "read"])
+    problem(cleo.patch(path, {"password": "another one"}), 422)
+    problem(cleo.patch(path, {"password": "another one", "old_password": "wrong one"}), 401, "wrong_credentials")
+    problem(cleo.patch("/api/users/anna", {"password": "another one"}), 403)
+    cleo.patch(path, {"password": "another one", "old_password": PASSWORD}).expect()
+    problem(nobody.post("/api/login", {"username": name, "password": PASSWORD}), 401)
+    manager.patch(path, {"password": PASSWORD}).expect()
+    problem(cleo.get("/api/orders"), 401)
+    assert manager.delete(path).status == 204
+    problem(manager.delete(path), 404, "user_not_found")
+    problem(manager.delete("/api/users/anna"), 409, "last_manager")
+
+
+@own_server_only
+def test_accounts_device_in_a_browser(staff: dict[str, Api]) -> None:
+    """A device's token becomes a cookie that scripts can't read, and ends with the token."""
+    manager, nobody = staff["manager"], staff["nobody"]
+    token = issue(manager, "kitchen")
+    reply = Api(nobody.url, token["token"]).post("/api/session")
+    assert reply.expect()["kind"] == "device"
+    cookie, *attributes = reply.headers["Set-Cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=Strict"} <= set(attributes)
+    assert nobody.get("/api/me", cookie=cookie).expect()["name"] == token["name"]
+    assert manager.delete(f"/api/tokens/{token['id']}").status == 204
+    problem(nobody.get("/api/me", cookie=cookie), 401)
+
+
+@own_server_only
 def test_accounts_no_token(staff: dict[str, Api]) -> None:
     """Who shows no token, or one that is none, gets nothing: no orders, no stream, no socket."""
     for api in (staff["nobody"], Api(staff["nobody"].url, "nonsense")):
@@ -1601,7 +1644,11 @@ def test_accounts_roles(staff: dict[str, Api], role: str) -> None:
         ("DELETE", at(order)),
         ("POST", "/api/order", {"table": table, "items": ITEMS}),
     ]
-    manage: Json = [("GET", "/api/tokens"), ("POST", "/api/tokens", {"name": unique("device"), "role": "viewer"})]
+    manage: Json = [
+        ("GET", "/api/users"),
+        ("GET", "/api/tokens"),
+        ("POST", "/api/tokens", {"name": unique("device"), "role": "viewer"}),
+    ]
     for may, requests in (
         (ROLES, everyone),
         (("manager", "kitchen"), kitchen),

@@ -21,6 +21,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -461,6 +462,150 @@ def test_logout(nobody: Caller, server: Server) -> None:
         assert elsewhere.get("/api/orders").status == 200
 
 
+def user_path(name: str) -> str:
+    return f"/api/users/{quote(name, safe='')}"
+
+
+def test_users_are_listed(boss: Caller) -> None:
+    """A manager sees who can log in, and since when; nothing of their passwords."""
+    name = new_name()
+    assert boss.register(name, "kitchen").status == 201
+    listed = {user["username"]: user for user in boss.get("/api/users").json}
+    assert set(listed[name]) == {"username", "role", "created_at"}
+    assert (listed[name]["role"], listed["boss"]["role"]) == ("kitchen", "manager")
+    assert from_now(minutes=-1) < listed[name]["created_at"] < from_now(minutes=1)
+
+
+@pytest.mark.parametrize("name", ["Ölaf Ñ", "a/b c", "50% off?", "#1"])
+def test_deleted_user(boss: Caller, nobody: Caller, server: Server, name: str) -> None:
+    """Whatever the name: its sessions end with their screens, it can't log in any more, and the name is free again."""
+    assert boss.register(name, "pos").status == 201
+    session = bearer(server.port, nobody.login(name).json["token"])
+    with closing(session):
+        display = session.display()
+        assert display.message()["type"] == "initial"
+        assert boss.request("DELETE", user_path(name)).status == 204
+        assert close_code(display) == 1008
+        assert parse_problem(session.get("/api/orders")) == (401, "unauthenticated")
+    assert parse_problem(nobody.login(name)) == (401, "wrong_credentials")
+    assert parse_problem(boss.request("DELETE", user_path(name))) == (404, "user_not_found")
+    assert boss.register(name, "pos").status == 201
+    assert nobody.login(name).status == 200
+
+
+def test_last_manager(serve: Serve) -> None:
+    """Somebody has to hold the keys: one of two managers can go, the other can't; devices don't count."""
+    server = serve().start()
+    boss = open_house(server)
+    with closing(boss):
+        boss.device("manager")
+        assert parse_problem(boss.request("DELETE", user_path("Boss"))) == (409, "last_manager")
+        assert boss.register("second", "manager").status == 201
+        assert boss.request("DELETE", user_path("boss")).status == 204
+        assert parse_problem(boss.get("/api/users")) == (401, "unauthenticated")
+
+
+def test_user_deleted_while_logging_in(boss: Caller, nobody: Caller, server: Server) -> None:
+    """A password takes a while to compare; who was deleted meanwhile gets no session."""
+    name = new_name()
+    assert boss.register(name).status == 201
+    for _ in range(4):  # so that the next login is slow
+        assert nobody.login(name, "a wrong one").status == 401
+    with closing(Caller(server.port)) as one, closing(Caller(server.port)) as two, ThreadPoolExecutor(2) as pool:
+        logins = [pool.submit(each.login, name) for each in (one, two)]
+        until(lambda: any(each.done() for each in logins), "one is refused because the other is on its way")
+        assert boss.request("DELETE", user_path(name)).status == 204
+        assert sorted(each.result().status for each in logins) == [401, 429]
+
+
+def test_password_changed_by_its_user(boss: Caller, nobody: Caller, server: Server) -> None:
+    """It takes the old one; the session that asks goes on, the user's other ones end."""
+    name = new_name()
+    assert boss.register(name, "viewer").status == 201
+    here, there = (bearer(server.port, nobody.login(name).json["token"]) for _ in range(2))
+    new = {"password": "a new password"}
+    with closing(here), closing(there):
+        reply = here.request("PATCH", user_path(name), new)
+        assert parse_problem(reply) == (422, "invalid_request")
+        assert reply.json["errors"][0]["pointer"] == "/old_password"
+        reply = here.request("PATCH", user_path(name), {**new, "old_password": "a wrong one"})
+        assert parse_problem(reply) == (401, "wrong_credentials")
+        assert parse_problem(here.request("PATCH", user_path("boss"), new)) == (403, "forbidden")
+        assert there.get("/api/me").status == 200
+        reply = here.request("PATCH", user_path(name.upper()), {**new, "old_password": PASSWORD})
+        assert (reply.status, reply.json) == (200, {"username": name, "role": "viewer"})
+        assert here.get("/api/me").json["name"] == name
+        assert parse_problem(there.get("/api/me")) == (401, "unauthenticated")
+    assert nobody.login(name).status == 401
+    assert nobody.login(name, "a new password").status == 200
+
+
+def test_password_changed_by_a_manager(boss: Caller, nobody: Caller, server: Server) -> None:
+    """Who forgot theirs gets a new one, and all sessions with the old one end. A manager's own takes the old one."""
+    name = new_name()
+    assert boss.register(name, "pos").status == 201
+    with closing(bearer(server.port, nobody.login(name).json["token"])) as session:
+        assert boss.request("PATCH", user_path(name), {"password": "a new password"}).status == 200
+        assert parse_problem(session.get("/api/me")) == (401, "unauthenticated")
+    assert nobody.login(name, "a new password").status == 200
+    with closing(bearer(server.port, nobody.login("boss").json["token"])) as owner:
+        reply = owner.request("PATCH", user_path("boss"), {"password": "a new password"})
+        assert parse_problem(reply) == (422, "invalid_request")
+    reply = boss.request("PATCH", user_path("nobody-at-all"), {"password": "a new password"})
+    assert parse_problem(reply) == (404, "user_not_found")
+
+
+def test_device_with_a_users_name_is_not_that_user(boss: Caller, server: Server) -> None:
+    """A device that is called like a person may not change that person's password, and isn't logged out with them."""
+    name = new_name()
+    assert boss.register(name, "pos").status == 201
+    token = boss.request("POST", "/api/tokens", {"name": name, "role": "pos"}).json["token"]
+    with closing(bearer(server.port, token)) as device:
+        body = {"password": "a new password", "old_password": PASSWORD}
+        assert parse_problem(device.request("PATCH", user_path(name), body)) == (403, "forbidden")
+        assert boss.request("DELETE", user_path(name)).status == 204
+        assert device.get("/api/me").status == 200
+
+
+def test_who_asks(staff: dict[str, Caller], nobody: Caller, server: Server, fresh: Server) -> None:
+    """A screen learns who it is and what it may do, so that it offers nothing that would be refused."""
+    may = {"manager": ["amend", "cook", "manage", "place", "read"], "pos": ["amend", "place", "read"]}
+    may |= {"kitchen": ["cook", "read"], "viewer": ["read"]}
+    for role in ROLES:
+        me = staff[role].get("/api/me").json
+        if role != "manager":
+            assert me == {"name": f"the {role}", "role": role, "kind": "device", "may": may[role], "expires_at": None}
+        assert (me["role"], me["may"]) == (role, may[role])
+    with closing(bearer(server.port, nobody.login().json["token"])) as owner:
+        me = owner.get("/api/me").json
+        assert (me["name"], me["kind"]) == ("boss", "session")
+        assert from_now(hours=23) < me["expires_at"] < from_now(hours=25)
+    with closing(Caller(fresh.port)) as local:
+        me = local.get("/api/me").json
+        assert me == {"name": None, "role": "manager", "kind": "local", "may": may["manager"], "expires_at": None}
+        assert local.request("POST", "/api/session").headers["set-cookie"] is None
+
+
+def test_device_becomes_a_cookie(boss: Caller, nobody: Caller, server: Server) -> None:
+    """A paired browser sends its token once and keeps it where no script reads it; opened again, it keeps it longer."""
+    for days, at_most in ((None, 400), (30, 30), (500, 400)):
+        device = boss.device("kitchen", expires_in_days=days)
+        reply = device.caller.request("POST", "/api/session")
+        assert (reply.status, reply.json["kind"]) == (200, "device")
+        for _ in range(2):
+            shown, *attributes = reply.headers["set-cookie"].split("; ")
+            assert shown == f"bistro92_session={device.secret}"
+            assert {"Path=/", "HttpOnly", "SameSite=Strict"} < set(attributes)
+            [age] = [int(each.partition("=")[2]) for each in attributes if each.startswith("Max-Age=")]
+            assert at_most * 86_400 - 60 < age <= at_most * 86_400
+            own = f"http://127.0.0.1:{server.port}"
+            reply = nobody.request("POST", "/api/session", cookie=shown, origin=own)
+            assert reply.status == 200
+        assert parse_problem(nobody.request("POST", "/api/session", cookie=shown))[0] == 401
+        assert boss.revoke(device.id).status == 204
+        assert parse_problem(nobody.get("/api/me", cookie=shown)) == (401, "unauthenticated")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 4. Tokens
 # ---------------------------------------------------------------------------------------------------------------------
@@ -660,6 +805,11 @@ TABLE: Final = (
     Ask("POST", "/api/order/{order}/cancel", 200, POS, {"reason": "guest left"}),
     Ask("DELETE", "/api/order/{order}", 204, POS),
     Ask("POST", "/api/register", 201, MANAGER, {"username": NEW, "password": PASSWORD, "role": "viewer"}),
+    Ask("GET", "/api/me", 200, ALL),
+    Ask("POST", "/api/session", 200, ALL),
+    Ask("GET", "/api/users", 200, MANAGER),
+    Ask("PATCH", "/api/users/{user}", 200, MANAGER, {"password": PASSWORD}),
+    Ask("DELETE", "/api/users/{user}", 204, MANAGER),
     Ask("POST", "/api/tokens", 201, MANAGER, {"name": NEW, "role": "manager"}),
     Ask("GET", "/api/tokens", 200, MANAGER),
     Ask("DELETE", "/api/tokens/{token}", 204, MANAGER),
@@ -674,7 +824,10 @@ def test_role(staff: dict[str, Caller], boss: Caller, ask: Ask) -> None:
     for role, caller in staff.items():
         order, scheduled = boss.place(an_order()), boss.place(an_order(fire_at=from_now(days=1)))
         token = boss.device("viewer").id if "{token}" in ask.path else 0
-        path = ask.path.format(order=order["id"], scheduled=scheduled["id"], token=token)
+        user = new_name()
+        if "{user}" in ask.path:
+            assert boss.register(user).status == 201
+        path = ask.path.format(order=order["id"], scheduled=scheduled["id"], token=token, user=user)
         body = ask.body and {name: new_name() if value == NEW else value for name, value in ask.body.items()}
         cursor = boss.cursor()
         reply = caller.request(ask.method, path, body)
