@@ -1981,7 +1981,7 @@ class Accounts:
     async def _forget(self, which: str, *values: Any) -> bool:
         """Revoke the tokens that a condition finds; its user holds write_lock. False where there is none."""
         found = await self._storage.write(f"DELETE FROM tokens WHERE {which} RETURNING id, hash", values)
-        for token_id, hashed in found:
+        for _, hashed in found:
             self._tokens.pop(hashed, None)
         self._end(token_id for token_id, _ in found)
         return bool(found)
@@ -3098,9 +3098,18 @@ class Screens(StaticFiles):
     """What the pages are made of."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(PAGE_HEADERS)
+        worker = path == "worker.js"
+        response = make_worker() if worker else await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS | {"Service-Worker-Allowed": "/"} if worker else PAGE_HEADERS)
         return response
+
+
+def make_worker() -> Response:
+    """The service worker, told what the pages are made of: when any of it changes, browsers take another worker."""
+    files = {f"/screens/{file.name}": file.read_bytes() for file in sorted(SCREENS.iterdir())}
+    version = hashlib.sha256(b"".join(files.values())).hexdigest()[:16]
+    told = b"const VERSION = %b, FILES = %b;\n" % (to_json(version), to_json([*PAGES, *files]))
+    return Response(told + files["/screens/worker.js"], media_type="text/javascript")
 
 
 async def show_page(name: str, request: Request) -> Response:

@@ -1,53 +1,107 @@
 /**
- * Accounts: people who log in, and devices that are paired with a link, shown as a QR code.
+ * Accounts: people who log in, and devices that are paired with a link, shown as a QR code. A manager sees all of them,
+ * everybody else who has logged in their own.
  */
 
-import { accountsExist, call } from "./api.js";
+import { call } from "./api.js";
 import { byId, fill, h, setText } from "./dom.js";
 import { drawCode } from "./qr.js";
-import { ask, notify, openShell } from "./shell.js";
+import { ask, may, notify, openShell } from "./shell.js";
 import { shortTime, t } from "./texts.js";
 
+/** @typedef {{username: string, role: string, created_at: string}} User */
+/** @typedef {import("./shell.js").Me} Me */
 /** @typedef {{id: number, name: string, role: string, created_at: string, expires_at: string | null, token?: string}} Token */
 
 const ROLES = ["kitchen", "pos", "viewer", "manager"];
 const PAGE_OF = /** @type {Record<string, string>} */ ({ kitchen: "/kitchen", pos: "/pos", viewer: "/ready", manager: "/" });
 const LOOPBACK = ["localhost", "127.0.0.1", "[::1]"];
 
-openShell();
+/** @type {Me | null} */
+let me = null;
+
+openShell().then((known) => {
+  me = known;
+  if (!me) return block(t("no_answer"));
+  byId("blocked").hidden = true;
+  const manages = may("manage") && me.kind !== "local";
+  byId("own-panel").hidden = me.kind !== "session" || manages;
+  setText(byId("own-title"), t("you_are", { name: me.name, role: t(`role_${me.role}`) }));
+  byId("devices-panel").hidden = byId("people-panel").hidden = !manages;
+  if (manages) show();
+  else if (me.kind === "local") block(t("first_needed"));
+  else if (me.kind === "device") block(t("manager_only"));
+});
 
 for (const id of ["device-role", "person-role"]) fill(byId(id), ROLES.map((role) => h("option", { value: role }, t(`role_${role}`))));
 
-async function showDevices() {
-  let tokens;
-  try {
-    tokens = (await call("GET", "/api/tokens")).body;
-  } catch (/** @type {any} */ refusal) {
-    return block(refusal.status === 403 ? t("manager_only") : refusal.message || t("no_answer"));
-  }
-  if (!(await accountsExist())) return block(t("first_needed"));
-  fill(byId("devices"), tokens.length ? tokens.map(device) : h("li", { class: "muted" }, t("no_devices")));
+async function show() {
+  await attempt(async () => {
+    const [tokens, users] = await Promise.all(["/api/tokens", "/api/users"].map((path) => call("GET", path)));
+    fill(byId("devices"), tokens.body.length ? tokens.body.map(device) : h("li", { class: "muted" }, t("no_devices")));
+    fill(byId("people"), users.body.map(person));
+  });
 }
 
 /** Say why nothing can be done here. */
 function block(/** @type {string} */ text) {
   fill(byId("blocked"), text, " ", h("a", { href: "/" }, t("home")));
   byId("blocked").hidden = false;
-  byId("devices-panel").hidden = byId("people-panel").hidden = true;
 }
+
+function person(/** @type {User} */ user) {
+  const own = me?.kind === "session" && me.name === user.username;
+  return h("li", {},
+    h("div", { class: "grow" },
+      h("b", {}, user.username, own && ` ${t("own_mark")}`),
+      h("span", { class: "muted" }, `${t(`role_${user.role}`)} · ${t("since", { time: shortTime(user.created_at) })}`)),
+    h("button", { class: "button small", "aria-label": t("password_of", { name: user.username }), onclick: () => changePassword(user.username, own) }, t("password")),
+    h("button", { class: "button small", "aria-label": t("remove_name", { name: user.username }), onclick: () => removePerson(user) }, t("remove")));
+}
+
+async function removePerson(/** @type {User} */ user) {
+  if ((await ask(t("remove_question", { name: user.username }), { yes: t("remove") })) === null) return;
+  await attempt(() => call("DELETE", pathOf(user.username)));
+  show();
+}
+
+const pathOf = (/** @type {string} */ username) => `/api/users/${encodeURIComponent(username)}`;
+
+/** Ask for a new password; for one's own, for the old one, too. */
+function changePassword(/** @type {string} */ username, /** @type {boolean} */ own) {
+  setText(byId("password-title"), t("password_of", { name: username }));
+  setText(byId("password-problem"), "");
+  byId("password-form").reset();
+  byId("old-field").hidden = !own;
+  byId("old").required = own;
+  byId("password-form").onsubmit = async (/** @type {SubmitEvent} */ event) => {
+    event.preventDefault();
+    const wanted = { password: byId("new").value, ...(own && { old_password: byId("old").value }) };
+    try {
+      await call("PATCH", pathOf(username), wanted);
+    } catch (/** @type {any} */ refusal) {
+      return setText(byId("password-problem"), refusal.code === "wrong_credentials" ? t("wrong_password") : refusal.message || t("no_answer"));
+    }
+    byId("password").close();
+    notify(t("password_changed", { name: username }));
+  };
+  byId("password").showModal();
+}
+byId("password-close").addEventListener("click", () => byId("password").close());
+byId("own-password").addEventListener("click", () => changePassword(me?.name ?? "", true));
 
 function device(/** @type {Token} */ token) {
   return h("li", {},
     h("div", { class: "grow" },
       h("b", {}, token.name),
       h("span", { class: "muted" }, [t(`role_${token.role}`), token.expires_at && t("until", { time: shortTime(token.expires_at) })].filter(Boolean).join(" · "))),
-    h("button", { class: "button small", onclick: () => remove(token) }, t("remove")));
+    h("button", { class: "button small", "aria-label": t("remove_name", { name: token.name }), onclick: () => remove(token) }, t("remove")));
 }
 
 async function remove(/** @type {Token} */ token) {
   if ((await ask(t("remove_question", { name: token.name }), { yes: t("remove") })) === null) return;
   await attempt(() => call("DELETE", `/api/tokens/${token.id}`));
-  showDevices();
+  show();
 }
 
 /** Do something; where it is refused, say why. Resolves with whether it was done. */
@@ -82,7 +136,7 @@ byId("device").addEventListener("submit", async (/** @type {SubmitEvent} */ even
   await attempt(async () => showLink((await call("POST", "/api/tokens", wanted)).body, station));
   byId("device").reset();
   showStation();
-  showDevices();
+  show();
 });
 
 byId("person").addEventListener("submit", async (/** @type {SubmitEvent} */ event) => {
@@ -92,6 +146,7 @@ byId("person").addEventListener("submit", async (/** @type {SubmitEvent} */ even
   if (!done) return;
   notify(t("account_created", { name: username }));
   byId("person").reset();
+  show();
 });
 
 byId("copy").addEventListener("click", () => {
@@ -99,5 +154,3 @@ byId("copy").addEventListener("click", () => {
   // The Clipboard API needs HTTPS; this works in a restaurant's network, too.
   if (document.execCommand("copy")) notify(t("copied"));
 });
-
-showDevices();

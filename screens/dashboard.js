@@ -131,7 +131,7 @@ async function showPage() {
 function showRows() {
   const known = new Map([...older, ...newest].map((order) => [order.id, order]));
   const shown = [...known.values()].sort((a, b) => b.id - a.id);
-  keep(byId("rows"), shown, (order) => String(order.id), (order) => String(order.version), row);
+  keep(byId("rows"), shown, (order) => String(order.id), (order) => JSON.stringify(order), row);
   byId("nothing").hidden = shown.length > 0;
   setText(byId("nothing"), t("nothing_found"));
   byId("older").hidden = next === null;

@@ -117,26 +117,35 @@ export function keep(parent, items, keyOf, stampOf, build) {
  */
 export function drawing(render) {
   let wanted = false;
-  let touched = false;
+  /** @type {Map<number, number>} fingers that are down → the timer after which one no longer counts as tapping */
+  const down = new Map();
   const draw = () => {
     if (wanted) return;
     wanted = true;
     queueMicrotask(flush);
   };
   const flush = () => {
-    if (!wanted || touched) return;
+    if (!wanted || down.size) return;
     wanted = false;
     render();
   };
-  const release = () => {
-    touched = false;
+  const lift = (/** @type {number} */ finger, /** @type {number | undefined} */ tap) => {
+    if (down.get(finger) !== tap) return; // it is down again, for another tap
+    clearTimeout(tap);
+    down.delete(finger);
     flush();
   };
-  addEventListener("pointerdown", () => {
-    touched = true;
-    setTimeout(release, LONGEST_TAP);
+  addEventListener("pointerdown", ({ pointerId }) => {
+    clearTimeout(down.get(pointerId));
+    const tap = setTimeout(() => lift(pointerId, tap), LONGEST_TAP);
+    down.set(pointerId, tap);
   }, true);
-  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(release), true);
+  for (const end of /** @type {const} */ (["pointerup", "pointercancel"])) {
+    addEventListener(end, ({ pointerId }) => {
+      const tap = down.get(pointerId);
+      setTimeout(() => lift(pointerId, tap));
+    }, true);
+  }
   return draw;
 }
 

@@ -10,7 +10,7 @@ import { byId, drawing, fill, h, keep, setText } from "./dom.js";
 import { Feed } from "./feed.js";
 import { OPEN, allDay, byUrgency, changesOf, concerns, enteredAt, isAlarming, isDueAt, isRush, withMarks } from "./orders.js";
 import { Outbox } from "./outbox.js";
-import { notify, openShell, remember, remembered, showState } from "./shell.js";
+import { may, notify, openShell, remember, remembered, showState } from "./shell.js";
 import { chime, keepAwake, soundIsReady, wakeSound } from "./signals.js";
 import { duration, plural, t } from "./texts.js";
 
@@ -23,7 +23,7 @@ const NEW_FOR = 8_000;
 const RECALLABLE = 12;
 const KEPT = 500; // orders in memory, beyond which those that are closed are forgotten
 
-openShell();
+const whoAsks = openShell();
 
 /** @type {Map<number, Order>} every order that this screen has heard of, as the server has it */
 const orders = new Map();
@@ -48,11 +48,11 @@ const outbox = await Outbox.open("kitchen");
  * Take in an order as the server has it, and note what a cook has to be told of. Answers and events can overtake each
  * other, so the older version is left out, except in an `initial`: then it comes from a backup.
  */
-function take(/** @type {Order} */ order, /** @type {boolean} */ isAll = false) {
-  const before = orders.get(order.id);
-  if (before && before.version >= order.version && !isAll) return;
+function take(/** @type {Order} */ order, /** @type {boolean} */ isAll = false, before = orders.get(order.id)) {
+  if ((orders.get(order.id)?.version ?? 0) >= order.version && !isAll) return;
   orders.set(order.id, order);
-  const changes = before && isOpen(before) ? changesOf(before, order) : [];
+  const isSame = before?.created_at === order.created_at; // numbers are given again after a backup was restored
+  const changes = before && isSame && isOpen(before) ? changesOf(before, order) : [];
   if (changes.length) mark(order.id, changes);
   if (orders.size > KEPT) forgetOldest();
 }
@@ -115,7 +115,9 @@ const feed = new Feed({
     loaded = true;
     const listed = new Set(all.map((order) => order.id));
     for (const order of all) take(order, true);
+    byId("tickets").replaceChildren(); // an order may be another one with the same number and version
     lookUpMissing([...orders.keys(), ...unseen.keys()].filter((id) => !listed.has(id)));
+    learnWhatLeft();
     draw();
   },
   event(type, order) {
@@ -130,17 +132,16 @@ const feed = new Feed({
   },
 });
 
-/** What became of orders that are no longer current; asked one by one, because there are few. */
+/** What became of orders that are no longer current; those to be told of are asked for one by one: there are few. */
 async function lookUpMissing(/** @type {number[]} */ ids) {
-  for (const id of new Set(ids)) {
-    const known = orders.get(id);
-    if (known && !isOpen(known)) continue;
+  const missing = new Map(ids.map((id) => [id, orders.get(id)]));
+  for (const id of missing.keys()) orders.delete(id);
+  for (const [id, before] of missing) {
+    if (before && !isOpen(before) && !unseen.has(id)) continue;
     try {
-      take((await call("GET", `/api/order/${id}`)).body);
+      take((await call("GET", `/api/order/${id}`)).body, false, before);
     } catch (/** @type {any} */ refusal) {
-      if (refusal.status !== 404) continue;
-      orders.delete(id);
-      unseen.delete(id);
+      if (refusal.status === 404) unseen.delete(id);
     }
   }
   draw();
@@ -172,7 +173,8 @@ function setStatus(/** @type {Order} */ order, /** @type {string} */ to) {
 }
 
 /** Undo some changes: those that nobody has seen yet are taken back, the others are reversed. */
-async function reverse(/** @type {Entry[]} */ entries, /** @type {(order: Order) => Promise<any>} */ opposite) {
+async function reverse(/** @type {Promise<Entry>[]} */ made, /** @type {(order: Order) => Promise<any>} */ opposite) {
+  const entries = await Promise.all(made);
   const left = [];
   for (const entry of entries.toReversed()) if (!(await outbox.withdraw(entry.key))) left.push(entry);
   const order = left.length && orders.get(left[0].order ?? 0);
@@ -180,51 +182,58 @@ async function reverse(/** @type {Entry[]} */ entries, /** @type {(order: Order)
 }
 
 /** Strike a line, or take that back. */
-async function toggle(/** @type {Order} */ order, /** @type {number} */ line) {
+function toggle(/** @type {Order} */ order, /** @type {number} */ line) {
   const struck = foreseen(order).items[line - 1].status === "ready";
-  const entry = await setLine(order, line, struck ? "pending" : "ready");
+  const entry = setLine(order, line, struck ? "pending" : "ready");
   const gone = !isDueAt(foreseen(orders.get(order.id) ?? order), station);
   const undo = () => reverse([entry], (now) => setLine(now, line, struck ? "ready" : "pending"));
-  remind(order.id, gone ? t("bumped", { id: order.id }) : "", undo);
+  remind(order.id, gone ? t("bumped", { id: order.id }) : "", [entry], undo);
 }
 
 /** All of it is done here: the whole order, or one station's lines of it. */
-async function bump(/** @type {Order} */ order) {
+function bump(/** @type {Order} */ order) {
   const pending = foreseen(order).items.flatMap((line, place) => (!line.status && concerns(line, station) ? [place + 1] : []));
   const whole = !station || pending.length === 0;
   if (selected === order.id) selected = null;
-  const entries = await Promise.all(whole ? [setStatus(order, "ready")] : pending.map((line) => setLine(order, line, "ready")));
-  remind(order.id, t("bumped", { id: order.id }), () =>
+  const entries = whole ? [setStatus(order, "ready")] : pending.map((line) => setLine(order, line, "ready"));
+  remind(order.id, t("bumped", { id: order.id }), entries, () =>
     reverse(entries, (now) => (pending.length ? Promise.all(pending.map((line) => setLine(now, line, "pending"))) : setStatus(now, "preparing"))),
   );
 }
 
-async function recall(/** @type {Order} */ order) {
-  const entry = await setStatus(order, "preparing");
-  const back = order.status;
-  remind(order.id, t("recalled", { id: order.id }), () => reverse([entry], (now) => setStatus(now, back)));
+function recall(/** @type {Order} */ order) {
+  const back = foreseen(order).status;
+  const entry = setStatus(order, "preparing");
+  remind(order.id, t("recalled", { id: order.id }), [entry], () => reverse([entry], (now) => setStatus(now, back)));
 }
 
-async function handOut(/** @type {Order} */ order) {
-  const entry = await setStatus(order, "completed");
-  remind(order.id, t("handed_out", { id: order.id }), async () => {
-    await reverse([entry], async (now) => {
-      await setStatus(now, "preparing");
-      await setStatus(now, "ready");
-    });
-  });
+function handOut(/** @type {Order} */ order) {
+  const entry = setStatus(order, "completed");
+  remind(order.id, t("handed_out", { id: order.id }), [entry], () =>
+    reverse([entry], (now) => Promise.all(["preparing", "ready"].map((status) => setStatus(now, status)))));
 }
 
-/** Keep the last deed at hand for "undo", and offer it where the screen would otherwise not show what happened. */
-function remind(/** @type {number} */ id, /** @type {string} */ text, /** @type {() => any} */ undo) {
-  lastDeed = undo;
-  if (text) notify(text, { about: id, label: t("undo"), act: undo });
+/**
+ * Keep the last deed at hand for "undo" from the moment that it is done, before it is stored or sent; offer it where
+ * the screen would otherwise not show what happened. A deed is undone once, from wherever.
+ *
+ * @param {number} id
+ * @param {string} text
+ * @param {Promise<Entry>[]} made
+ * @param {() => Promise<any>} undo
+ */
+function remind(id, text, made, undo) {
+  const failed = () => notify(t("not_stored"), { kind: "error", about: id });
+  const deed = () => {
+    if (lastDeed === deed) lastDeed = null;
+    if (!undone) undo().catch(failed);
+    undone = true;
+  };
+  let undone = false;
+  lastDeed = deed;
+  Promise.all(made).catch(failed);
+  if (text) notify(text, { about: id, label: t("undo"), act: deed });
   draw();
-}
-
-function undoLast() {
-  lastDeed?.();
-  lastDeed = null;
 }
 
 outbox.addEventListener("change", draw);
@@ -251,6 +260,7 @@ async function lookUp(/** @type {number} */ id) {
 function render() {
   const now = [...orders.values()].map(foreseen);
   const shown = now.filter(isShown).sort(byUrgency);
+  if (!shown.some((order) => order.id === selected)) selected = null; // Enter must not reach what nobody sees
   keep(byId("tickets"), shown, (order) => String(order.id), ticketStamp, ticket);
   [...byId("tickets").children].forEach((element, place) => {
     const slot = element.querySelector(".slot");
@@ -271,9 +281,13 @@ function render() {
     h("li", {}, quantity ? [h("b", {}, quantity), h("span", {}, name)] : t("nothing_to_cook")));
   const ready = now.filter((order) => order.status === "ready" && order.items.some((line) => concerns(line, station)));
   byId("pass").hidden = ready.length === 0;
-  keep(byId("pass-list"), ready.sort((a, b) => a.id - b.id), (order) => String(order.id), (order) => order.table, (order) =>
-    h("li", {}, h("button", { class: "button", "aria-label": t("hand_out", { id: order.id, table: order.table }), onclick: () => handOut(known(order)) },
-      h("b", {}, `#${order.id}`), " ", order.table, h("span", { class: "tick", "aria-hidden": "true" }, "✓"))));
+  byId("recall-open").hidden = !may("cook");
+  keep(byId("pass-list"), ready.sort((a, b) => a.id - b.id), (order) => String(order.id), (order) => `${order.table}|${may("cook")}`, (order) => {
+    const content = [h("b", {}, `#${order.id}`), " ", order.table];
+    if (!may("cook")) return h("li", { class: "at-pass" }, content);
+    return h("li", {}, h("button", { class: "button", "aria-label": t("hand_out", { id: order.id, table: order.table }), onclick: () => handOut(known(order)) },
+      content, h("span", { class: "tick", "aria-hidden": "true" }, "✓")));
+  });
   showStations(now);
 }
 
@@ -282,7 +296,7 @@ const known = (/** @type {Order} */ order) => orders.get(order.id) ?? order;
 
 function ticketStamp(/** @type {Order} */ order) {
   const states = order.items.map((line) => line.status?.[0] ?? "-").join("");
-  return [order.version, order.status, states, newsOf(order), station, arrived.has(order.id), refused.has(order.id)].join("|");
+  return [order.version, order.status, states, newsOf(order), station, arrived.has(order.id), refused.has(order.id), may("cook")].join("|");
 }
 
 function ticket(/** @type {Order} */ order) {
@@ -303,7 +317,7 @@ function ticket(/** @type {Order} */ order) {
       h("span", {}, cancelled ? [t("status_cancelled"), order.cancel_reason].filter(Boolean).join(" – ") : changeSummary(news)), h("b", {}, t("seen"))),
     order.note && note(order.note),
     h("ol", { class: "lines" }, order.items.map((line, place) => lineOf(order, line, place + 1, news))),
-    !cancelled && h("button", { class: "bump", data: { focus: "bump" }, onclick: (/** @type {MouseEvent} */ tap) => onBump(tap, order) }, t("bump")));
+    !cancelled && may("cook") && h("button", { class: "bump", data: { focus: "bump" }, onclick: (/** @type {MouseEvent} */ tap) => onBump(tap, order) }, t("bump")));
 }
 
 /** The second tap of a double tap meets the ticket that has just moved up; it isn't meant. */
@@ -319,7 +333,7 @@ function changeSummary(/** @type {Set<string>} */ news) {
 function lineOf(/** @type {Order} */ order, /** @type {import("./api.js").Line} */ line, /** @type {number} */ place, /** @type {Set<string>} */ news) {
   const voided = line.status === "voided";
   const data = { status: line.status ?? "pending", focus: `line ${place}` };
-  const fixed = voided || order.status === "cancelled" || !concerns(line, station);
+  const fixed = voided || order.status === "cancelled" || !concerns(line, station) || !may("cook");
   const content = [
     h("b", { class: "quantity" }, line.quantity),
     h("span", { class: "name" }, line.name, line.station && !station && h("small", { class: "station" }, line.station)),
@@ -381,6 +395,15 @@ byId("recall-open").addEventListener("click", () => {
   byId("recall").showModal();
 });
 
+const SIZES = [100, 125, 150]; // percent
+function showSize(/** @type {number} */ size) {
+  document.documentElement.dataset.size = String(size);
+  setText(byId("size"), t("text_size", { size }));
+  remember("size", size);
+}
+byId("size").addEventListener("click", () => showSize(SIZES[(SIZES.indexOf(remembered("size", 100)) + 1) % SIZES.length]));
+showSize(remembered("size", 100));
+
 function showSound() {
   const wanted = remembered("sound", false);
   byId("sound").setAttribute("aria-pressed", String(wanted));
@@ -407,6 +430,7 @@ showSound();
 addEventListener("keydown", (event) => {
   const target = /** @type {HTMLElement} */ (event.target);
   if (event.ctrlKey || event.altKey || event.metaKey || target.closest("dialog, input, select")) return;
+  if (event.repeat && !event.key.startsWith("Arrow")) return; // a key that is held, or stuck, bumps one ticket
   const tickets = [...byId("tickets").children];
   const at = tickets.findIndex((element) => Number(element.dataset.key) === selected);
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -415,7 +439,7 @@ addEventListener("keydown", (event) => {
   else if (event.key === "Enter" && !target.closest("button, a")) bumpSelected(tickets);
   else if (event.key === "Escape") select(undefined);
   else if (event.key.toLowerCase() === "r") recallLast();
-  else if (event.key.toLowerCase() === "u") undoLast();
+  else if (event.key.toLowerCase() === "u") lastDeed?.();
   else if (event.key.toLowerCase() === "a") byId("allday-toggle").click();
   else return;
   event.preventDefault();
@@ -433,16 +457,17 @@ function bumpSelected(/** @type {HTMLElement[]} */ tickets) {
   const order = selected === null ? undefined : orders.get(selected);
   if (!order) select(tickets[0]);
   else if (order.status === "cancelled") markSeen(order.id);
-  else bump(order);
+  else if (may("cook")) bump(order);
 }
 
 function recallLast() {
   const [last] = recallable();
+  if (!may("cook")) return;
   if (last) recall(known(last));
   else notify(t("nothing_to_recall"));
 }
 
 setInterval(tellAges, 1_000);
 keepAwake();
-learnWhatLeft();
+whoAsks.then(draw);
 draw();

@@ -23,8 +23,9 @@ export class Menu {
     this.#last = last;
   }
 
-  /** Take note of what some orders are made of; each order counts once. */
-  learn(/** @type {Order[]} */ orders) {
+  /** Take note of what some orders are made of; each order counts once. Numbers begin anew where `areLatest` end lower. */
+  learn(/** @type {Order[]} */ orders, areLatest = false) {
+    if (areLatest) this.#last = Math.min(this.#last, Math.max(0, ...orders.map((order) => order.id)));
     const news = orders.filter((order) => order.id > this.#last).sort((a, b) => a.id - b.id);
     if (news.length === 0) return;
     for (const order of news) {

@@ -60,7 +60,8 @@ export class Outbox extends EventTarget {
   }
 
   /**
-   * Keep a write, and send it as soon as possible. Resolves when it is safe on this device.
+   * Keep a write, and send it as soon as possible. It is in `entries` at once; resolves when it is safe on this device,
+   * rejects when this device can't keep it, and then it isn't sent.
    *
    * @param {Pick<Entry, "method" | "path" | "body"> & Partial<Entry>} write
    * @returns {Promise<Entry>}
@@ -70,7 +71,12 @@ export class Outbox extends EventTarget {
     const entry = { key: uniqueName(), madeAt: new Date().toISOString(), tried: false, ...write, lane: this.#lane, place };
     this.entries.push(entry);
     this.#changed();
-    await this.#store((entries) => entries.put(entry));
+    try {
+      await this.#store((entries) => entries.put(entry));
+    } catch (error) {
+      this.#drop(entry);
+      throw error;
+    }
     this.kick();
     return entry;
   }

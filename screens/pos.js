@@ -11,7 +11,7 @@ import { Feed } from "./feed.js";
 import { Menu } from "./menu.js";
 import { OPEN, isAlarming, isRush } from "./orders.js";
 import { Outbox } from "./outbox.js";
-import { ask, notify, openShell, remember, remembered, showState } from "./shell.js";
+import { ask, may, notify, openShell, remember, remembered, showState } from "./shell.js";
 import { localInput, plural, shortTime, t } from "./texts.js";
 
 /** @typedef {import("./api.js").Order} Order */
@@ -30,7 +30,7 @@ import { localInput, plural, shortTime, t } from "./texts.js";
 
 const LISTED = 50;
 
-openShell();
+const whoAsks = openShell();
 
 /** @type {string} this till's name for the server */
 const till = remembered("till", `till-${uniqueName().slice(0, 6)}`);
@@ -48,16 +48,16 @@ const outbox = await Outbox.open("pos");
 
 // --- What is known --------------------------------------------------------------------------------------------------
 
-function take(/** @type {Order} */ order, isAll = false) {
+function take(/** @type {Order} */ order) {
   const before = orders.get(order.id);
-  if (!before || before.version < order.version || isAll) orders.set(order.id, order);
+  if (!before || before.version < order.version) orders.set(order.id, order);
 }
 
 const feed = new Feed({
   initial(all) {
-    const listed = new Set(all.map((order) => order.id));
-    for (const [id, order] of orders) if (OPEN.includes(order.status) && !listed.has(id)) orders.delete(id);
-    for (const order of all) take(order, true);
+    orders.clear();
+    byId("orders").replaceChildren(); // an order may be another one with the same number and version
+    for (const order of all) take(order);
     catchUp();
     draw();
   },
@@ -75,10 +75,10 @@ const feed = new Feed({
 /** What this till sent before, and what is ordered here. */
 async function catchUp() {
   const [own, latest] = await Promise.all(
-    [`/api/orders?source=${till}&limit=${LISTED}`, "/api/orders?limit=200"].map((path) => call("GET", path).catch(() => ({ body: [] }))),
+    [`/api/orders?source=${till}&limit=${LISTED}`, "/api/orders?limit=200"].map((path) => call("GET", path).catch(() => null)),
   );
-  own.body.forEach((/** @type {Order} */ order) => take(order));
-  menu.learn(latest.body);
+  own?.body.forEach((/** @type {Order} */ order) => take(order));
+  if (latest) menu.learn(latest.body, true);
   draw();
 }
 
@@ -120,6 +120,7 @@ function setLine(/** @type {number} */ place, /** @type {Partial<Line>} */ chang
 }
 
 async function send() {
+  if (!may("place")) return;
   if (draft.lines.length === 0) return notify(t("no_lines"), { kind: "error" });
   if (!draft.table && draft.order === null) return notify(t("no_table"), { kind: "error" });
   const sent = draft;
@@ -220,6 +221,9 @@ function addTo(/** @type {Order} */ order) {
 // --- What is shown --------------------------------------------------------------------------------------------------
 
 function render() {
+  byId("no-till").hidden = may("place");
+  byId("catalog").hidden = byId("tab-new").hidden = !may("place");
+  byId("till").toggleAttribute("data-read-only", !may("place"));
   renderCatalog();
   renderDraft();
   renderOrders();
@@ -302,7 +306,7 @@ function renderOrders() {
   const unsent = outbox.entries.filter((entry) => entry.precious);
   keep(byId("outbox"), unsent, (entry) => entry.key, (entry) => `${entry.tried}|${entry.problem ?? ""}`, unsentCard);
   const waiting = new Set(outbox.waiting.map((entry) => entry.order));
-  keep(byId("orders"), shown.slice(0, LISTED), (order) => String(order.id), (order) => `${order.version}|${waiting.has(order.id)}`, (order) => orderCard(order, waiting.has(order.id)));
+  keep(byId("orders"), shown.slice(0, LISTED), (order) => String(order.id), (order) => `${order.version}|${waiting.has(order.id)}|${may("amend")}`, (order) => orderCard(order, waiting.has(order.id)));
   byId("no-orders").hidden = shown.length + unsent.length > 0;
   setText(byId("tab-orders"), plural("my_orders", shown.filter((order) => rank(order) === 0).length + unsent.length));
   const refused = outbox.entries.length - outbox.waiting.length;
@@ -325,6 +329,7 @@ function unsentCard(/** @type {Entry} */ entry) {
 
 function orderCard(/** @type {Order} */ order, /** @type {boolean} */ isWaiting) {
   const isOpen = OPEN.includes(order.status) || order.status === "scheduled";
+  const mayAmend = isOpen && may("amend");
   return h("li", { class: "card", data: { status: order.status }, "data-closed": !isOpen },
     h("div", { class: "row" },
       h("b", {}, `#${order.id}`), h("span", { class: "grow" }, order.table),
@@ -337,9 +342,9 @@ function orderCard(/** @type {Order} */ order, /** @type {boolean} */ isWaiting)
         h("span", { class: "grow" }, `${line.quantity} × ${line.name}`, line.note && h("span", { class: "note", "data-alarm": isAlarming(line.note) }, line.note)),
         line.status === "ready" && h("span", { class: "tick", "aria-label": t("status_ready"), role: "img" }, "✓"),
         line.status === "voided" && h("span", { class: "muted" }, t("voided")),
-        isOpen && line.status !== "voided" && h("button", { class: "button tiny", "aria-label": t("void_line", { name: line.name }), onclick: () => voidLine(order, at + 1) }, t("void"))))),
+        mayAmend && line.status !== "voided" && h("button", { class: "button tiny", "aria-label": t("void_line", { name: line.name }), onclick: () => voidLine(order, at + 1) }, t("void"))))),
     isWaiting && h("p", { class: "muted" }, t("being_sent")),
-    isOpen && h("div", { class: "row end" },
+    mayAmend && h("div", { class: "row end" },
       h("button", { class: "button small", data: { focus: "cancel" }, onclick: () => cancel(order) }, t("cancel_order")),
       h("button", { class: "button small", data: { focus: "amend" }, onclick: () => amend(order) }, t("amend")),
       h("button", { class: "button small", data: { focus: "add" }, onclick: () => addTo(order) }, t("add_items"))));
@@ -389,4 +394,8 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+whoAsks.then(() => {
+  if (!may("place")) showTab("orders");
+  draw();
+});
 draw();

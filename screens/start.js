@@ -2,20 +2,26 @@
  * The start page: the screens, whether the server is well, the first account, logging in, and pairing a tablet.
  *
  * `?next=/pos` names where to go after logging in. `#pair=…` is a link that /account made: its token becomes this
- * device's session. A fragment never leaves the browser, so it is in no log.
+ * device's cookie, which no script can read. A fragment never leaves the browser, so it is in no log.
  */
 
 import { accountsExist, call } from "./api.js";
 import { byId, fill, h, setText } from "./dom.js";
-import { openShell } from "./shell.js";
-import { t } from "./texts.js";
+import { may, openShell } from "./shell.js";
+import { plural, t } from "./texts.js";
 
 /** @typedef {import("./api.js").Refusal} Refusal */
 
 const HEALTH_PERIOD = 5_000;
-const PAIRED_FOR = 400 * 86_400; // seconds: the longest that browsers keep a cookie
 
-openShell();
+openShell().then((me) => {
+  if (!me) return;
+  setText(byId("me"), me.kind === "local" ? "" : t("you_are", { name: me.name, role: t(`role_${me.role}`) }));
+  for (const door of document.querySelectorAll("[data-may]")) {
+    door.toggleAttribute("hidden", !may(/** @type {HTMLElement} */ (door).dataset.may ?? ""));
+  }
+  byId("door-account").hidden = me.kind === "device" && !may("manage");
+});
 
 /** Where to go after logging in: a path of this very server. */
 function nextPage() {
@@ -40,8 +46,11 @@ async function showAccess() {
 
 async function showHealth() {
   const well = await call("GET", "/readyz").then(() => true, () => false);
+  const stats = well && !byId("screens").hidden && (await call("GET", "/api/stats").then(({ body }) => body, () => null));
   byId("health").dataset.state = well ? "LIVE" : "STALE";
-  setText(byId("health"), t(well ? "server_ok" : "server_down"));
+  const { received, preparing, ready } = stats ? stats.by_status : { received: 0, preparing: 0, ready: 0 };
+  const running = stats ? [plural("orders_open", received + preparing + ready), plural("connected", stats.subscribers)] : [];
+  setText(byId("health"), [t(well ? "server_ok" : "server_down"), ...running].join(" · "));
 }
 
 /**
@@ -69,7 +78,6 @@ function onSubmit(id, act) {
 }
 
 async function logIn(/** @type {string} */ username, /** @type {string} */ password) {
-  forgetPairing();
   await call("POST", "/api/login", { username, password });
   location.replace(nextPage());
 }
@@ -82,16 +90,8 @@ onSubmit("register", async () => {
 });
 byId("logout").addEventListener("click", async () => {
   await call("POST", "/api/logout").catch(() => {});
-  forgetPairing();
   location.replace("/");
 });
-
-const forgetPairing = () => setCookie("", 0);
-
-function setCookie(/** @type {string} */ token, /** @type {number} */ seconds) {
-  const secure = location.protocol === "https:" ? "; Secure" : "";
-  document.cookie = `bistro92_session=${token}; Path=/; Max-Age=${seconds}; SameSite=Strict${secure}`;
-}
 
 /** Ask before a link makes this device somebody: links come from anywhere. */
 function offerPairing() {
@@ -100,20 +100,27 @@ function offerPairing() {
   if (!/^[\w-]+$/.test(token)) return;
   history.replaceState(null, "", location.pathname);
   const [name, role, to] = ["name", "role", "to"].map((key) => link.get(key) ?? "");
+  const shown = { Authorization: `Bearer ${token}` };
   const accept = async () => {
-    await call("POST", "/api/logout").catch(() => {});
-    setCookie(token, PAIRED_FOR);
+    try {
+      await call("GET", "/api/me", undefined, shown);
+      await call("POST", "/api/logout").catch(() => {});
+      await call("POST", "/api/session", undefined, shown);
+    } catch (/** @type {any} */ refusal) {
+      return setText(problem, refusal.status === 401 ? t("pair_failed") : refusal.message || t("no_answer"));
+    }
     const page = new URL(to || "/", location.origin);
     location.replace(page.origin === location.origin ? page.href : "/");
   };
+  const problem = h("p", { class: "problem", role: "alert" });
   fill(byId("pairing"),
     h("h2", {}, t("pair_question", { name })),
     h("p", {}, t("pair_about", { role: t(`role_${role}`) })),
+    problem,
     h("button", { class: "button primary big", onclick: accept }, t("pair")));
   byId("pairing").hidden = false;
 }
 
 offerPairing();
-showAccess();
-showHealth();
+showAccess().then(showHealth);
 setInterval(showHealth, HEALTH_PERIOD);

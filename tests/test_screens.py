@@ -7,21 +7,25 @@ host. What the screens looked like is kept in tests/screenshots/.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qs
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from tests.conftest import Serve
-from tests.harness import ROOT, Client, Json, Server, until
+from tests.harness import ROOT, Client, Json, Reply, Server, until
 
 if TYPE_CHECKING:
     from playwright import sync_api as playwright
@@ -54,6 +58,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium: the browser tests run Debian's"),
 ]
 
+ROLES: Final = ("pos", "kitchen", "viewer")
 Open = Callable[..., "Page"]
 
 
@@ -78,6 +83,7 @@ class Device:
             "locale": "en-GB",
             "viewport": {"width": 1280, "height": 800},
             "reduced_motion": "reduce",
+            "service_workers": "block",  # they would hide requests from a test that alters them
             **options,
         }
         self.context: BrowserContext = browser.new_context(base_url=self.base, **settings)
@@ -132,6 +138,41 @@ def house(serve: Serve) -> Server:
     return serve().start()
 
 
+class Manager(Client):
+    """A client that shows a manager's token."""
+
+    def __init__(self, port: int, token: str) -> None:
+        super().__init__(port)
+        self._token = token
+
+    def request(self, method: str, path: str, body: Json | bytes | None = None, **headers: str) -> Reply:
+        return super().request(method, path, body, authorization=f"Bearer {self._token}", **headers)
+
+
+class Team(NamedTuple):
+    """A server with accounts, a client of its manager, and a device's secret for each role."""
+
+    house: Server
+    boss: Client
+    secrets: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    house = Server(tmp_path_factory.mktemp("team"))
+    try:
+        boss = house.start().client()
+        owner = {"username": "ada", "password": "correct horse"}
+        boss.request("POST", "/api/register", owner)
+        token = boss.request("POST", "/api/login", owner).json["token"]
+        boss = Manager(house.port, token)
+        made = {role: boss.request("POST", "/api/tokens", {"name": f"the {role}", "role": role}) for role in ROLES}
+        yield Team(house, boss, {role: reply.json["token"] for role, reply in made.items()})
+        boss.close()
+    finally:
+        house.end()
+
+
 def shot(page: Page, name: str) -> None:
     """Keep how it looks, for whoever judges that."""
     page.screenshot(path=SHOTS / f"{name}.png")
@@ -173,6 +214,20 @@ def compose(page: Page, *names: str, table: str = "Table 3") -> None:
     for name in names:
         page.locator("#item").fill(name)
         page.locator("#item").press("Enter")
+
+
+def run_ops(server: Server, program: str, *arguments: str) -> None:
+    """Run one of the operator's programs on a server's database."""
+    command = [sys.executable, str(ROOT / "ops" / program), *arguments]
+    environment = {**os.environ, "BISTRO92_DATABASE_URL": f"sqlite:///{server.file}"}
+    subprocess.run(command, env=environment, check=True, timeout=60)
+
+
+def find_faults(page: Page, where: str) -> None:
+    """Let axe judge a page as it stands."""
+    page.evaluate(AXE.read_text())
+    violations = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    assert not [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in violations], where
 
 
 @contextmanager
@@ -296,21 +351,30 @@ def test_screens_forget_what_a_restored_database_does_not_know(
     """Another history is told by another epoch: then a screen starts anew instead of mixing the two."""
     house = serve(folder=tmp_path).start()
     with closing(house.client()) as client:
+        client.place(order_of("Kept", table="Kept"))
+        run_ops(house, "backup.py", "--to", str(tmp_path / "backups"))
         for name in ("Lost 1", "Lost 2"):
             client.place(order_of(name, table=name))
         tablet = device(house)
-        pages = [live(tablet.open(path)) for path in ("/kitchen", "/ready")]
+        pages = [live(tablet.open(path)) for path in ("/kitchen", "/ready", "/pos", "/dashboard")]
+        pages[2].get_by_role("tab", name="Orders").click()
+        pages[2].get_by_label("Orders of all tills").check()
+        shown = [page.locator("#tickets, #ready, #preparing, #orders, #rows") for page in pages]
+        for each in shown:
+            expect(each.get_by_text("Lost 2").first).to_be_visible()
         house.stop()
-        for file in tmp_path.glob("orders.db*"):
-            file.unlink()
+        [backup] = (tmp_path / "backups").iterdir()
+        run_ops(house, "restore.py", str(backup))
         client.close()
         house.start()
-        client.place(order_of("Kept", table="Kept"))
-        for page in pages:
+        other = client.place(order_of("Other", table="Other"))  # has the number that an order had before
+        for page, each in zip(pages, shown, strict=True):
             live(page)
-            expect(page.get_by_text("Kept").first).to_be_visible()
-            expect(page.get_by_text("Lost 1")).to_have_count(0)
-            expect(page.get_by_text("Lost 2")).to_have_count(0)
+            for name in ("Kept", "Other"):
+                expect(each.get_by_text(name).first).to_be_visible()
+            expect(each.get_by_text("Lost")).to_have_count(0)
+        ticket(pages[0], other).get_by_role("button", name="Done").click()
+        until(lambda: status_of(client, other) == "ready", "the kitchen cooks on in the new history")
 
 
 def test_names_full_of_html_do_nothing(tablet: Device, client: Client) -> None:
@@ -328,6 +392,13 @@ def test_names_full_of_html_do_nothing(tablet: Device, client: Client) -> None:
         assert page.evaluate("window.harmed") is None
         assert page.locator('img[src="x"], main script, main b b').count() == 0
         shot(page, f"html-{name}")
+
+
+DIALOGS: Final = {
+    "kitchen": {"#recall": "#recall-open"},
+    "dashboard": {"#order": "#rows .link"},
+}
+"""Dialogs of a page, and what opens them."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -354,21 +425,38 @@ def test_axe_finds_no_violation(device: Callable[..., Device], server: Server, c
         elif name == "start":
             expect(page.locator("#first")).to_be_visible()
             page.locator("#first summary").click()
-        page.evaluate(AXE.read_text())
-        violations = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
         shot(page, f"{name}-{scheme}")
-        assert not [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in violations], name
+        find_faults(page, name)
+        for dialog, opened_by in DIALOGS.get(name, {}).items():
+            page.locator(opened_by).first.click()
+            expect(page.locator(dialog)).to_be_visible()
+            find_faults(page, f"{name} {dialog}")
+            page.keyboard.press("Escape")
 
 
-def test_screens_speak_german(device: Callable[..., Device], server: Server) -> None:
-    """The browser's language chooses the texts; no screen is left half translated."""
-    tablet = device(server, locale="de-DE")
-    titles = {"kitchen": "Küche", "pos": "Kasse", "dashboard": "Übersicht", "ready": "Abholung"}
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (800, 1280)])
+def test_screens_speak_german_and_fit(
+    device: Callable[..., Device], server: Server, client: Client, width: int, height: int
+) -> None:
+    """The browser's language chooses the texts; a 10-inch tablet, lying or standing, and a full-HD screen hold them."""
+    dish = {"name": "Kartoffelpuffer mit hausgemachtem Apfelmus", "quantity": 2, "station": "Fritteuse"}
+    allergic = {"name": "Nudeln", "quantity": 1, "note": "Nussallergie"}
+    client.place({"table": "Terrasse 12", "items": [dish, allergic], "priority": "rush"})
+    tablet = device(server, locale="de-DE", viewport={"width": width, "height": height})
+    titles = {"kitchen": "Küche", "pos": "Kasse", "dashboard": "Übersicht", "ready": "Abholung", "start": "Bistro92"}
     for name, title in titles.items():
-        page = live(tablet.open(PATHS[name]))
+        page = tablet.open(PATHS[name])
+        if name != "start":
+            live(page)
         expect(page.locator("h1")).to_have_text(title)
         assert page.locator("html").get_attribute("lang") == "de"
-        shot(page, f"{name}-german")
+        expect(page.locator("html")).to_have_js_property("scrollWidth", width)
+        shot(page, f"{name}-german-{width}")
+        boxes = ".bar, .ticket-head, .tile, .door, .figures > div, .button"
+        too_wide = page.evaluate("""(boxes) => [...document.querySelectorAll(boxes)].map((box) => [
+            box.scrollWidth - box.clientWidth, box.outerHTML]).filter(([excess]) => excess > 1)""", boxes)  # fmt: skip
+        assert not too_wide, name
+        page.close()
 
 
 def test_every_text_is_there_in_both_languages_and_used() -> None:
@@ -598,6 +686,77 @@ def test_a_bump_that_overlooks_a_change_is_undone_visibly(tablet: Device, client
     shot(page, "kitchen-refused")
 
 
+def test_what_is_done_within_a_moment_is_done_and_undone(tablet: Device, client: Client) -> None:
+    """Two lines in one frame, done and undone in one frame: nothing is lost, whether or not it was sent by then."""
+    order, other = client.place(order_of("Burger", "Fries", "Salad")), client.place(order_of("Tea"))
+    page = live(tablet.open("/kitchen"))
+    expect(page.locator(".ticket")).to_have_count(2)
+    page.evaluate("""() => {
+        for (const line of [...document.querySelectorAll(".ticket:first-child .line")].slice(0, 2)) line.click();
+    }""")
+    expect(ticket(page, order).locator('[aria-pressed="true"]')).to_have_count(2)
+    expect(page.locator("#unsent")).to_be_hidden()
+    assert [each.get("status") for each in client.get(f"/api/order/{order['id']}").json["items"]] == [
+        "ready", "ready", None,
+    ]  # fmt: skip
+    for keys in (["1", "Enter", "u"], ["2", "Enter", "u", "u"], ["1", "Enter", "u", "1", "Enter", "u"]):
+        page.evaluate("""(keys) => {
+            for (const key of keys) document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        }""", keys)  # fmt: skip
+        expect(page.locator("#unsent")).to_be_hidden()
+        expect(page.locator(".ticket")).to_have_count(2)
+    assert status_of(client, order) == "preparing"
+    assert status_of(client, other) in {"received", "preparing"}
+    assert [each.get("status") for each in client.get(f"/api/order/{order['id']}").json["items"]] == [
+        "ready", "ready", None,
+    ]  # fmt: skip
+
+
+def test_a_key_that_is_held_bumps_one_ticket(tablet: Device, client: Client) -> None:
+    """A stuck key, or an elbow on the bump bar, must not clear the board."""
+    orders = [client.place(order_of(name)) for name in ("A", "B", "C")]
+    page = live(tablet.open("/kitchen"))
+    expect(page.locator(".ticket")).to_have_count(3)
+    page.keyboard.press("1")
+    for _ in range(8):
+        page.keyboard.down("Enter")
+    page.keyboard.up("Enter")
+    until(lambda: status_of(client, orders[0]) == "ready", "the first one is done")
+    expect(page.locator("#unsent")).to_be_hidden()
+    assert [status_of(client, order) for order in orders] == ["ready", "received", "received"]
+
+
+def test_what_this_device_cannot_store_is_said_and_not_shown_as_done(tablet: Device, client: Client) -> None:
+    """A full disk on the tablet: the line isn't struck, and the cook is told."""
+    order = client.place(order_of("Burger", "Fries"))
+    page = live(tablet.open("/kitchen"))
+    page.evaluate("""() => {
+        IDBObjectStore.prototype.put = () => { throw new DOMException("full", "QuotaExceededError"); };
+    }""")
+    line(page, order, 1).click()
+    expect(page.locator(".notice")).to_contain_text("could not store")
+    expect(line(page, order, 1)).to_have_attribute("aria-pressed", "false")
+    assert status_of(client, order) == "received"
+
+
+def test_type_grows_for_who_stands_far_away(tablet: Device, client: Client) -> None:
+    """The size of the tickets is chosen on each device, and stays."""
+    order = client.place(order_of("Burger"))
+    page = live(tablet.open("/kitchen"))
+    heights = []
+    for size in (100, 125, 150):
+        expect(page.locator("#size")).to_have_text(f"Text {size} %")
+        expect(ticket(page, order)).to_be_visible()
+        heights.append(page.evaluate("document.querySelector('.line .name').getBoundingClientRect().height"))
+        shot(page, f"kitchen-size-{size}")
+        page.locator("#size").click()
+        page.reload()
+    assert heights[0] >= 24
+    assert heights[1] / heights[0] > 1.2
+    assert heights[2] / heights[0] > 1.4
+    expect(page.locator("#size")).to_have_text("Text 100 %")
+
+
 def test_sound_waits_for_consent_and_the_display_stays_awake(tablet: Device) -> None:
     """Browsers let nothing sound before a touch: the button says so, after a reload too."""
     page = tablet.context.new_page()
@@ -710,6 +869,8 @@ def test_a_till_follows_amends_and_cancels_its_orders(tablet: Device, client: Cl
     expect(card).to_contain_text("window seat")
     expect(card).to_contain_text("Table 8")
     shot(page, "pos-orders")
+    if AXE.is_file():
+        find_faults(page, "the till's orders")
     card.get_by_role("button", name="Add items").click()
     page.locator("#item").fill("Tea")
     page.locator("#item").press("Enter")
@@ -860,6 +1021,8 @@ def test_accounts_from_the_first_one_to_a_paired_tablet(device: Callable[..., De
     page.locator("#person-role").select_option("pos")
     page.get_by_role("button", name="Create account").click()
     expect(page.locator(".notice")).to_contain_text("max")
+    expect(page.locator("#people")).to_contain_text("ada (you)")
+    expect(page.locator("#people")).to_contain_text("max")
     page.locator("#device-name").fill("Grill tablet")
     page.locator("#device-station").fill("grill")
     page.get_by_role("button", name="Add device").click()
@@ -875,8 +1038,15 @@ def test_accounts_from_the_first_one_to_a_paired_tablet(device: Callable[..., De
     expect(screen).to_have_url(re.compile(r"/kitchen\?station=grill$"))
     live(screen)
     assert screen.evaluate("location.hash") == ""
+    secret = parse_qs(link.partition("#")[2])["pair"][0]
+    kept = screen.evaluate("[document.cookie, location.href, ...Object.values(localStorage)].join()")
+    assert "bistro92_session" not in kept
+    assert secret not in kept
+    assert secret in [cookie["value"] for cookie in tablet.context.cookies()]
 
     page.locator("#link").get_by_role("button", name="Close").click()
+    if AXE.is_file():
+        find_faults(page, "accounts")
     page.locator("#devices").get_by_role("button", name="Remove").click()
     page.locator("dialog").get_by_role("button", name="Remove").click()
     expect(page.locator("#devices")).to_contain_text("No device is paired.")
@@ -890,8 +1060,154 @@ def test_accounts_from_the_first_one_to_a_paired_tablet(device: Callable[..., De
     screen.get_by_role("button", name="Log in").click()
     expect(screen).to_have_url(re.compile(r"/kitchen\?station=grill$"))
     live(screen)
+
+    again = device(house).open(link)
+    again.get_by_role("button", name="Use this device").click()
+    expect(again.locator("#pairing")).to_contain_text("not good any more")
+
     screen.goto("/account")
-    expect(screen.locator("#blocked")).to_contain_text("Only a manager")
+    expect(screen.locator("#people-panel")).to_be_hidden()
+    screen.get_by_role("button", name="Change password").click()
+    screen.locator("#old").fill("a wrong one")
+    screen.locator("#new").fill("tr0ub4dor & 3")
+    screen.get_by_role("button", name="Save").click()
+    expect(screen.locator("#password-problem")).to_contain_text("wrong")
+    shot(screen, "account-password")
+    if AXE.is_file():
+        find_faults(screen, "password")
+    screen.locator("#old").fill("battery staple")
+    screen.get_by_role("button", name="Save").click()
+    expect(screen.locator(".notice")).to_contain_text("was changed")
+
+    page.get_by_role("button", name="Password of max").click()
+    page.locator("#new").fill("forgotten again")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator(".notice").last).to_contain_text("was changed")
+    screen.goto("/kitchen")
+    expect(screen.locator("#banner")).to_contain_text("You are not logged in.")
+    page.get_by_role("button", name="Remove max").click()
+    page.locator("dialog").get_by_role("button", name="Remove").click()
+    expect(page.locator("#people li")).to_have_count(1)
+    page.get_by_role("button", name="Remove ada").click()
+    page.locator("dialog").get_by_role("button", name="Remove").click()
+    expect(page.locator(".notice").last).to_contain_text("last manager")
+    shot(page, "account-people")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_screens_offer_what_the_role_may_do(device: Callable[..., Device], team: Team, role: str) -> None:
+    """A button that would be refused isn't there; looking is always possible, and nothing is refused meanwhile."""
+    house, boss, secrets = team
+    order, done = (boss.request("POST", "/api/order", order_of(name, "Tea")).json for name in ("Cake", "Soup"))
+    boss.request("PATCH", f"/api/order/{done['id']}", {"status": "ready"})
+    tablet = device(house)
+    tablet.context.add_cookies([{"name": "bistro92_session", "value": secrets[role], "url": tablet.base}])
+    refused: list[str] = []
+    tablet.context.on("response", lambda reply: refused.append(reply.url) if reply.status == 403 else None)
+    cooks, sells = role == "kitchen", role == "pos"
+
+    start = tablet.open("/")
+    expect(start.locator("#me")).to_contain_text(f"the {role}")
+    expect(start.get_by_role("link", name="Point of sale")).to_have_count(int(sells))
+    expect(start.get_by_role("link", name="Kitchen")).to_have_count(1)
+    expect(start.get_by_role("link", name="Accounts")).to_have_count(0)
+
+    kitchen = live(tablet.open("/kitchen"))
+    expect(ticket(kitchen, order)).to_be_visible()
+    expect(ticket(kitchen, order).get_by_role("button")).to_have_count(3 if cooks else 0)
+    expect(kitchen.locator("#pass").get_by_text(f"#{done['id']}")).to_be_visible()
+    expect(kitchen.get_by_role("button", name=f"Order {done['id']},")).to_have_count(int(cooks))
+    expect(kitchen.get_by_role("button", name="Recall …")).to_have_count(int(cooks))
+    if not cooks:
+        for key in ("1", "Enter", "r", "u"):
+            kitchen.keyboard.press(key)
+        expect(kitchen.locator(".ticket[data-selected]")).to_have_count(1)
+    shot(kitchen, f"kitchen-as-{role}")
+
+    till = live(tablet.open("/pos"))
+    expect(till.get_by_role("tab", name="New order")).to_have_count(int(sells))
+    expect(till.locator("#tiles")).to_be_visible(visible=sells)
+    expect(till.locator("#no-till")).to_be_visible(visible=not sells)
+    till.get_by_role("tab", name="Orders").click()
+    till.get_by_label("Orders of all tills").check()
+    card = till.locator(f'#orders .card[data-key="{order["id"]}"]')
+    expect(card).to_be_visible()
+    expect(card.get_by_role("button")).to_have_count(5 if sells else 0)
+    shot(till, f"pos-as-{role}")
+
+    account = tablet.open("/account")
+    expect(account.locator("#blocked")).to_contain_text("Only a manager")
+    assert not refused
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Without a server
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def kept(page: Page) -> Page:
+    """Wait until the page, and all others, would open without a server."""
+    live(page)
+    page.evaluate("navigator.serviceWorker.ready")
+    page.wait_for_function("navigator.serviceWorker.controller?.state === 'activated'")
+    return page
+
+
+def test_a_till_and_a_kitchen_open_without_a_server(device: Callable[..., Device], house: Server) -> None:
+    """Reloaded while the server hangs, is gone, or the Wi-Fi is: the till takes an order, and it arrives once."""
+    tablet = device(house, service_workers="allow")
+    with closing(house.client()) as client:
+        client.place(order_of("Before"))
+    till, kitchen = kept(tablet.open("/pos")), kept(tablet.open("/kitchen"))
+    house.running.send_signal(signal.SIGSTOP)
+    try:
+        till.reload()
+        expect(till.locator(".tile").first).to_be_visible()
+    finally:
+        house.running.send_signal(signal.SIGCONT)
+    live(till)
+    house.kill()
+    for page in (till, kitchen):
+        page.reload()
+    expect(kitchen.locator("h1")).to_have_text("Kitchen")
+    compose(till, "Soup", table="Offline 1")
+    till.locator("#send").click()
+    expect(till.locator("#sent")).to_have_text("1 not sent yet")
+    tablet.context.set_offline(True)
+    till.reload()
+    expect(till.locator("#sent")).to_have_text("1 not sent yet")
+    shot(till, "pos-opened-offline")
+    tablet.context.set_offline(False)
+    house.start()
+    expect(till.locator("#sent")).to_have_text("Everything is sent")
+    live(kitchen)
+    expect(kitchen.locator(".ticket").filter(has_text="Offline 1")).to_have_count(1)
+    with closing(house.client()) as client:
+        assert [order["table"] for order in client.orders()] == ["Offline 1", "Table 5"]
+
+
+def test_an_upgrade_reaches_open_screens_by_itself(
+    device: Callable[..., Device], serve: Serve, tmp_path: Path
+) -> None:
+    """When the server comes back with other pages, screens that were open show them without anybody's help."""
+    shutil.copy(ROOT / "app.py", tmp_path)
+    shutil.copytree(SCREENS, tmp_path / "screens")
+    house = serve("--app-dir", str(tmp_path)).start()
+    tablet = device(house, service_workers="allow")
+    till, board = kept(tablet.open("/pos")), kept(tablet.open("/ready"))
+    compose(till, "Soup")
+    till.locator("#clear").focus()
+    house.stop()
+    texts = tmp_path / "screens" / "texts.js"
+    new = texts.read_text().replace('"Point of sale"', '"Till 2"').replace('"Pick-up board"', '"Board 2"')
+    texts.write_text(new)
+    house.start()
+    expect(board.locator("h1")).to_have_text("Board 2", timeout=20_000)
+    expect(till.locator("h1")).to_have_text("Till 2", timeout=20_000)
+    expect(till.locator(".draft-line")).to_contain_text("Soup")
+    house.kill()
+    till.reload()
+    expect(till.locator("h1")).to_have_text("Till 2")
 
 
 def read_code(page: Page, text: str) -> str:
