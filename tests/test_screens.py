@@ -186,6 +186,12 @@ def line(page: Page, order: Json, place: int) -> Locator:
     return ticket(page, order).locator(".line").nth(place - 1)
 
 
+def front(page: Page) -> Page:
+    """Look at a page: browsers draw the others once a second, and a click waits for that."""
+    page.bring_to_front()
+    return page
+
+
 def live(page: Page) -> Page:
     expect(page.locator("#state")).to_have_attribute("data-state", "LIVE")
     return page
@@ -250,9 +256,9 @@ def test_a_person_who_knows_nothing_takes_an_order_cooks_it_and_sees_it_on_the_b
     till, kitchen, board = (tablet.open("/") for _ in range(3))
     expect(till.locator("#health")).to_have_attribute("data-state", "LIVE")
     shot(till, "start")
-    till.get_by_role("link", name="Point of sale").click()
-    kitchen.get_by_role("link", name="Kitchen").click()
-    board.get_by_role("link", name="Pick-up board").click()
+    front(board).get_by_role("link", name="Pick-up board").click()
+    front(kitchen).get_by_role("link", name="Kitchen").click()
+    front(till).get_by_role("link", name="Point of sale").click()
     expect(kitchen.get_by_text("Nothing to cook.").first).to_be_visible()
     expect(board.get_by_text("No orders at the moment.")).to_be_visible()
 
@@ -263,7 +269,7 @@ def test_a_person_who_knows_nothing_takes_an_order_cooks_it_and_sees_it_on_the_b
     expect(till.locator("#sent")).to_have_text("Everything is sent")
 
     expect(kitchen.locator(".ticket")).to_contain_text(name)
-    number = kitchen.locator(".ticket-id").inner_text().removeprefix("#")
+    number = front(kitchen).locator(".ticket-id").inner_text().removeprefix("#")
     expect(board.locator("#preparing li")).to_contain_text(number)
     kitchen.get_by_role("button", name="Done").click()
     expect(kitchen.locator(".ticket")).to_have_count(0)
@@ -305,7 +311,7 @@ def test_every_screen_is_right_again_after_the_server_was_killed(device: Callabl
         pages = {name: live(room.open(PATHS[name])) for name in ("kitchen", "pos", "ready", "dashboard")}
         for page in pages.values():
             page.evaluate("window.reloaded = false")
-        pages["pos"].get_by_role("tab", name="Orders").click()
+        front(pages["pos"]).get_by_role("tab", name="Orders").click()
         pages["pos"].get_by_label("Orders of all tills").check()
         house.kill()
         for page in pages.values():
@@ -357,7 +363,7 @@ def test_screens_forget_what_a_restored_database_does_not_know(
             client.place(order_of(name, table=name))
         tablet = device(house)
         pages = [live(tablet.open(path)) for path in ("/kitchen", "/ready", "/pos", "/dashboard")]
-        pages[2].get_by_role("tab", name="Orders").click()
+        front(pages[2]).get_by_role("tab", name="Orders").click()
         pages[2].get_by_label("Orders of all tills").check()
         shown = [page.locator("#tickets, #ready, #preparing, #orders, #rows") for page in pages]
         for each in shown:
@@ -373,7 +379,7 @@ def test_screens_forget_what_a_restored_database_does_not_know(
             for name in ("Kept", "Other"):
                 expect(each.get_by_text(name).first).to_be_visible()
             expect(each.get_by_text("Lost")).to_have_count(0)
-        ticket(pages[0], other).get_by_role("button", name="Done").click()
+        ticket(front(pages[0]), other).get_by_role("button", name="Done").click()
         until(lambda: status_of(client, other) == "ready", "the kitchen cooks on in the new history")
 
 
@@ -1044,14 +1050,14 @@ def test_accounts_from_the_first_one_to_a_paired_tablet(device: Callable[..., De
     assert secret not in kept
     assert secret in [cookie["value"] for cookie in tablet.context.cookies()]
 
-    page.locator("#link").get_by_role("button", name="Close").click()
+    front(page).locator("#link").get_by_role("button", name="Close").click()
     if AXE.is_file():
         find_faults(page, "accounts")
     page.locator("#devices").get_by_role("button", name="Remove").click()
     page.locator("dialog").get_by_role("button", name="Remove").click()
     expect(page.locator("#devices")).to_contain_text("No device is paired.")
     expect(screen.locator("#banner")).to_contain_text("You are not logged in.")
-    screen.get_by_role("link", name="Log in").click()
+    front(screen).get_by_role("link", name="Log in").click()
     screen.locator("#login-name").fill("max")
     screen.locator("#login-password").fill("wrong")
     screen.get_by_role("button", name="Log in").click()
@@ -1170,7 +1176,7 @@ def test_a_till_and_a_kitchen_open_without_a_server(device: Callable[..., Device
     for page in (till, kitchen):
         page.reload()
     expect(kitchen.locator("h1")).to_have_text("Kitchen")
-    compose(till, "Soup", table="Offline 1")
+    compose(front(till), "Soup", table="Offline 1")
     till.locator("#send").click()
     expect(till.locator("#sent")).to_have_text("1 not sent yet")
     tablet.context.set_offline(True)
@@ -1195,7 +1201,7 @@ def test_an_upgrade_reaches_open_screens_by_itself(
     house = serve("--app-dir", str(tmp_path)).start()
     tablet = device(house, service_workers="allow")
     till, board = kept(tablet.open("/pos")), kept(tablet.open("/ready"))
-    compose(till, "Soup")
+    compose(front(till), "Soup")
     till.locator("#clear").focus()
     house.stop()
     texts = tmp_path / "screens" / "texts.js"
