@@ -111,8 +111,8 @@ def take(browser: Browser, server: Server, ages: dict[int, timedelta], name: str
     """Open a screen, bring it to life, and keep what it looks like."""
     offset = (EVENING - datetime.now(UTC).hour + 11) % 24 - 11  # Etc/GMT-3 is three hours ahead
     zone = {"timezone_id": f"Etc/GMT{-offset:+d}"}
-    defaults = {"viewport": SIZE, "locale": "en-GB", "reduced_motion": "reduce", **zone}
-    context = browser.new_context(**{**defaults, **options})
+    defaults = {"viewport": SIZE, "locale": "en-GB", "reduced_motion": "reduce", "service_workers": "block"}
+    context = browser.new_context(**{**defaults, **zone, **options})
     page = context.new_page()
     make_up_times(page, ages)
     page.goto(f"http://127.0.0.1:{server.port}{path}")
