@@ -2252,11 +2252,13 @@ class JsonLog(logging.Handler):
         self._writer.start()
         logger.setLevel(logging.INFO)
         logger.addHandler(self)
+        logging.getLogger("uvicorn.error").addFilter(self._spare)  # it has a line for each malformed request
 
     def stop(self) -> None:
         """Write what waits, unless that takes too long."""
         self.own_up()
         logger.removeHandler(self)
+        logging.getLogger("uvicorn.error").removeFilter(self._spare)
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
         if self._writer:
@@ -2268,9 +2270,12 @@ class JsonLog(logging.Handler):
             self._leave_out(kind)
         return room
 
+    def _spare(self, record: logging.LogRecord) -> bool:
+        return self.takes(str(record.msg))
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if hasattr(record, "about") or self.takes(str(record.msg)):
+            if hasattr(record, "about") or self._spare(record):
                 self._waiting.put_nowait(record)
         except queue.Full:
             self._leave_out("all")

@@ -16,7 +16,7 @@ import pytest
 
 import app
 from tests.conftest import Serve
-from tests.harness import ROOT, Display, Json, Server, an_order, environment, until
+from tests.harness import ROOT, Display, Json, Peer, Server, an_order, environment, until
 
 QUIET = ("--log-level", "error", "--no-access-log")
 SENT = 2000
@@ -153,6 +153,22 @@ def test_a_flood_of_refused_requests(serve: Serve) -> None:
     assert written() <= app.LOG_RATE * (lasted + 2)
     assert [line["code"] for line in server.lines if line.get("code") == "order_not_found"]
     assert server.metric("bistro92_log_lines_left_out_total") == left_out()
+
+
+def test_a_flood_of_malformed_requests(serve: Serve) -> None:
+    """uvicorn has a line for each; it doesn't fill the disk either."""
+    server = serve("--no-access-log").start()
+    began = time.monotonic()
+    for _ in range(500):
+        with closing(Peer(server.port)) as peer:
+            peer.send("nonsense\r\n\r\n")
+            assert b" 400 " in peer.read_all()
+    lasted = time.monotonic() - began
+    written = server.log.count("Invalid HTTP request")
+    assert 0 < written <= app.LOG_RATE * (lasted + 2)
+    until(lambda: server.metric("bistro92_log_lines_left_out_total") == 500 - written, "the others are counted")
+    with closing(Display(server.port)):
+        until(lambda: "/ws/orders" in server.log, "other lines of uvicorn's are there")
 
 
 def test_a_log_that_nobody_reads(serve: Serve) -> None:
