@@ -402,6 +402,7 @@ def test_login_of_an_unknown_user_takes_its_time(nobody: Caller) -> None:
     assert unknown > known / 3
 
 
+@pytest.mark.sqlite
 def test_login_after_failures(boss: Caller, server: Server) -> None:
     """Guessing gets slower with each failure, in any spelling, one try at a time; others don't notice."""
     name = new_name()
@@ -430,6 +431,7 @@ def test_login_after_failures(boss: Caller, server: Server) -> None:
         assert time.monotonic() - started < 3.2  # a success wipes the slate
 
 
+@pytest.mark.sqlite
 def test_login_while_another_client_floods(server: Server, nobody: Caller) -> None:
     """A client that keeps all it may of logins on their way is told to wait; nobody else is."""
 
@@ -1034,6 +1036,7 @@ def test_allowed_origins(serve: Serve) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite
 def test_rate_limit(serve: Serve) -> None:
     """A credential that writes faster than it may is told when to come back; reads and other credentials go on."""
     server = serve(rate_limit=2).start()

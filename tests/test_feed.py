@@ -229,6 +229,7 @@ def test_a_commit_at_every_step_of_subscribing(direct: bool, resumed: int | None
     asyncio.run(every_step())
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("resumed", [None, 2])
 def test_news_at_every_turn_of_the_loop(direct: bool, resumed: int | None) -> None:
@@ -380,6 +381,7 @@ def test_resuming_from_the_log_while_orders_are_posted(serve: Serve) -> None:
                 except Dropped:  # so small a queue may well be full; then it resumes
                     continue
         posting.join()
+        client.close()  # idle for so long that the server may have let it go
         assert told == client.history(before)
         assert [event["order"] for event in reversed(told)] == client.orders()
 
@@ -556,6 +558,7 @@ def test_a_poll_that_waits_in_vain(client: Client) -> None:
     assert client.changes(after=cursor, wait=0.05).json == {"events": [], "cursor": cursor}
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 def test_heartbeats(server: Server, client: Client) -> None:
     """A silent feed shows every 20 s that it is alive, and where it stands."""
@@ -577,6 +580,7 @@ def test_heartbeats(server: Server, client: Client) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite
 def test_events_past_their_retention(serve: Serve) -> None:
     """A cursor that reaches back to events which were forgotten says so, and never gives a part; keys outlive them."""
     server = serve().start()

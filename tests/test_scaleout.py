@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import pytest
 
+import app
+from scaleout.schema import MIGRATIONS
 from tests import harness
 from tests.cluster import Cluster, Follower, Proxy, tills
 from tests.harness import (
@@ -364,6 +374,127 @@ def test_an_idle_transaction_that_holds_the_ledger(gather: Gather) -> None:
             assert len(client.orders()) == 1
         until(lambda: client.post(an_order("Held up"), idempotency_key="h").status == 201, "it is taken")
         assert len(client.orders()) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Starting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def refusal(cluster: Cluster, url: str) -> str:
+    """What the first process logs, that must not start with this URL."""
+    server = cluster.servers[0]
+    server.settings["database_url"] = url
+    server.launch()
+    assert server.wait() != 0
+    return server.log
+
+
+def test_many_processes_that_start_at_once(gather: Gather) -> None:
+    """They take turns to make the schema: there is one history."""
+    cluster = gather(size=4).start()
+    assert cluster.sql("SELECT version FROM schema_version") == [(len(MIGRATIONS),)]
+    cursors = set()
+    for server in cluster.servers:
+        with closing(server.client()) as client:
+            cursors.add(client.cursor())
+    assert len(cursors) == 1
+
+
+def test_the_same_schema_on_both_databases(gather: Gather, tmp_path: Path) -> None:
+    """Each table has the same columns in the same order, each order's document the same bytes."""
+    cluster = gather(size=1).start()
+
+    async def make() -> None:
+        async with harness.backstage(app.Storage(f"sqlite:///{tmp_path}/orders.db")):
+            pass
+
+    asyncio.run(make())
+    columns = "SELECT column_name FROM information_schema.columns WHERE table_name = $1 ORDER BY ordinal_position"
+    with closing(sqlite3.connect(tmp_path / "orders.db")) as database:
+        tables = database.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+        for (table,) in tables:
+            if table.startswith("sqlite_"):
+                continue
+            ours = database.execute("SELECT name FROM pragma_table_xinfo(?)", (table,)).fetchall()
+            theirs = cluster.sql(columns, table)
+            assert [name for name in theirs if name != ("rowid",)] == ours, table
+
+
+def test_a_database_of_a_newer_version(gather: Gather) -> None:
+    """The start is refused with a sentence, and nothing is touched."""
+    cluster = gather(size=1).start()
+    cluster.servers[0].stop()
+    cluster.sql("UPDATE schema_version SET version = 99")
+    assert "was written by a newer Bistro92: its schema has version 99" in refusal(cluster, cluster.url)
+    assert cluster.sql("SELECT version FROM schema_version") == [(99,)]
+
+
+@pytest.mark.parametrize(("more", "sentence"), [
+    ("?synchronous_commit=off", "has synchronous_commit = off: an order that was answered with 201 could be lost"),
+    ("?max_size=many", "a number in the URL is none"),
+    ("?no_such_setting=1", 'cannot be used as a database: unrecognized configuration parameter "no_such_setting"'),
+])  # fmt: skip
+def test_a_url_that_is_no_good(gather: Gather, more: str, sentence: str) -> None:
+    """The start is refused with a sentence that doesn't show the password."""
+    cluster = gather(size=1)
+    parts = urlsplit(cluster.url)
+    host = f"{parts.hostname}:{parts.port or 5432}"
+    for place, said in ((host, sentence), ("127.0.0.1:1", "cannot be used as a database: ")):
+        url = parts._replace(netloc=f"{parts.username}:S3CRET@{place}").geturl() + (more if place == host else "")
+        log = refusal(cluster, url)
+        assert said in log
+        assert "S3CRET" not in log
+        assert "Traceback" not in log
+
+
+@pytest.fixture
+def pooler(tmp_path: Path) -> Iterator[int]:
+    """PgBouncer in transaction mode, before the tests' PostgreSQL; its port."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        pytest.skip("needs pgbouncer")
+    parts, port = urlsplit(harness.engine.url(tmp_path)), harness.free_port()
+    configuration = tmp_path / "pgbouncer.ini"
+    configuration.write_text(
+        f"[databases]\n* = host={parts.hostname} port={parts.port or 5432} user={parts.username}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+        "pool_mode = transaction\ndefault_pool_size = 4\n"
+    )
+    as_nobody = ["-u", "nobody"] if os.geteuid() == 0 else []
+    with (tmp_path / "pgbouncer.log").open("wb") as log:
+        process = subprocess.Popen([program, *as_nobody, configuration], stdout=log, stderr=log)
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    try:
+        until(listens, "the pooler listens")
+        yield port
+    finally:
+        process.kill()
+        process.wait(harness.DEADLINE)
+
+
+def test_a_pooler_in_between(gather: Gather, pooler: int) -> None:
+    """Without the database's own address the start is refused with a sentence; with it everything is as it was."""
+    cluster = gather()
+    parts = urlsplit(cluster.url)
+    pooled = parts._replace(netloc=f"{parts.username}@127.0.0.1:{pooler}").geturl()
+    assert "A pooler such as PgBouncer stands in between" in refusal(cluster, pooled)
+    for server in cluster.servers:
+        server.settings["database_url"] = f"{pooled}?listen_url={quote(cluster.url, safe='')}"
+    cluster.start()
+    follower = Follower(cluster.servers[1:])
+    follower.start()
+    with tills(cluster.servers, 4) as posting:
+        until(lambda: all(len(till.answered) >= 20 for till in posting), "orders are posted")
+    orders, log = cluster.settled()
+    assert len(orders) == sum(len(till.answered) for till in posting)
+    assert follower.finish(log[-1]["cursor"]) == log
+    assert sum(till.refused for till in posting) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
