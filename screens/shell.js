@@ -50,7 +50,7 @@ export function openShell() {
 async function learnWhoAsks() {
   me = (await call("GET", "/api/me")).body;
   remember("me", me);
-  if (me?.kind === "device") await call("POST", "/api/session"); // its cookie lasts longer from now on
+  if (me?.kind === "device") call("POST", "/api/session").catch(() => {}); // its cookie lasts longer from now on
   return me;
 }
 
