@@ -1,4 +1,4 @@
-# run · test · check · bench · card · coverage · audit · backup · restore · soak · clean
+# run · test · check · bench · card · coverage · audit · backup · restore · to-postgres · soak · clean
 # Needs Python 3.11 or newer with its venv module; everything else goes into .venv.
 
 PORT = 8000
@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py scaleout tests bench ops)
 CARD := app.py simple_ws_client.py test_all_apis.py requirements.txt README.md
 
-.PHONY: run test check bench screenshots card coverage audit backup restore soak clean
+.PHONY: run test check bench screenshots card coverage audit backup restore to-postgres soak clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another port
@@ -64,6 +64,10 @@ restore: | $(BIN)/python  ## `make restore FILE=backups/…`, while the server i
 	@test -n "$(FILE)" || { echo "Which backup? make restore FILE=backups/..." >&2; exit 1; }
 	$(BIN)/python ops/restore.py "$(FILE)"
 
+to-postgres: $(VENV)/.postgres  ## `make to-postgres URL=postgresql://…`, while the server is stopped; SQLite is only read
+	@test -n "$(URL)" || { echo "Where to? make to-postgres URL=postgresql://USER@HOST/DATABASE" >&2; exit 1; }
+	@$(BIN)/python ops/to_postgres.py "$(URL)"
+
 soak: $(VENV)/.dev  ## mixed load with kills and reconnects; `make soak MINUTES=120`
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
@@ -79,6 +83,10 @@ tests/node_modules: tests/package-lock.json
 $(VENV)/.run: requirements.txt | $(BIN)/python
 	$(PIP) -r requirements.txt
 	@touch $@
+
+$(VENV)/.postgres: requirements-postgres.txt requirements.txt | $(BIN)/python
+	$(PIP) -r requirements-postgres.txt
+	@touch $@ $(VENV)/.run
 
 $(VENV)/.dev: requirements-dev.txt requirements-postgres.txt requirements.txt | $(BIN)/python
 	$(PIP) -r requirements-dev.txt

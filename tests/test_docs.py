@@ -126,9 +126,9 @@ def test_every_file_is_in_the_readme() -> None:
 
 def test_every_make_target_that_is_named_exists() -> None:
     """Wherever the README says `make something`, the Makefile can, and it names all that the Makefile offers."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"^(?:.*`)?make ([a-z]+)", README, re.MULTILINE))
-    named |= set(re.findall(r"`make ([a-z]+)", README))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"^(?:.*`)?make ([a-z-]+)", README, re.MULTILINE))
+    named |= set(re.findall(r"`make ([a-z-]+)", README))
     assert named == targets
 
 
