@@ -19,8 +19,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+import websockets.sync.client
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.harness import DEADLINE, ROOT, Json, an_order, free_port, until
+from tests import harness
+from tests.conftest import Serve
+from tests.harness import DEADLINE, ROOT, Json, Server, an_order, free_port, until
 from tests.test_proxy import MAIN, certificate
 
 SBIN: Final = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
@@ -43,7 +47,7 @@ class Front(NamedTuple):
     port: int
     trust: ssl.SSLContext
 
-    def request(self, method: str, path: str, body: Json | None = None, **headers: str) -> Answer:
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         connection = http.client.HTTPSConnection("localhost", self.port, timeout=DEADLINE, context=self.trust)
         with closing(connection):
             content = json.dumps(body).encode() if body is not None else None
@@ -204,3 +208,114 @@ def test_a_write_while_a_process_is_not_there(configure: Configure, stubs: tuple
         for number in range(6):
             assert proxy.request("POST", "/api/order", an_order(f"Soup {number}")).status == 201
     assert [json.loads(body)["items"][0]["name"] for body in stubs[1].taken] == [f"Soup {n}" for n in range(6)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Real processes, on PostgreSQL
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Follower(threading.Thread):
+    """A display behind the proxy that connects again, with its cursor, for as long as it is wanted."""
+
+    def __init__(self, proxy: Front, headers: dict[str, str]) -> None:
+        super().__init__()
+        self.told: list[Json] = []  # every event, over all connections
+        self.greetings: list[str] = []
+        self.wanted = True
+        self._proxy, self._headers, self._cursor = proxy, headers, ""
+
+    def run(self) -> None:
+        while self.wanted:
+            with suppress(OSError, ConnectionClosed, InvalidStatus, TimeoutError):
+                self._follow()
+
+    def _follow(self) -> None:
+        url = f"wss://localhost:{self._proxy.port}/ws/orders?after={self._cursor}"
+        with websockets.sync.client.connect(
+            url, ssl=self._proxy.trust, additional_headers=self._headers, proxy=None, open_timeout=DEADLINE
+        ) as display:
+            while self.wanted:
+                with suppress(TimeoutError):
+                    message = json.loads(display.recv(0.2))
+                    self._cursor = message["cursor"]
+                    if message["type"] in {"initial", "resumed"}:
+                        self.greetings.append(message["type"])
+                    elif message["type"] != "heartbeat":
+                        self.told.append(message)
+
+
+@pytest.fixture
+def pair(serve: Serve, tmp_path: Path) -> tuple[Server, Server]:
+    """Two processes on one database, serving."""
+    options, url = ("--log-level", "warning", "--no-access-log"), harness.engine.url(tmp_path)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first, second = [serve(*options, folder=tmp_path / name, database_url=url) for name in ("first", "second")]
+    return first.start(), second.start()
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("configure", PROXIES)
+def test_losing_a_process(configure: Configure, pair: tuple[Server, Server], tmp_path: Path) -> None:
+    """Tills that send keys notice nothing; displays come back to the other process, and are told everything once."""
+    with front(configure, tmp_path, [server.port for server in pair]) as proxy, closing(pair[0].client()) as local:
+
+        def ready() -> bool:  # HAProxy asks first; in protected mode the answer is 403 for who isn't local
+            return proxy.request("GET", "/api/orders").status == 403
+
+        until(ready, "the proxy lets through, and protected mode doesn't")
+        account = {"username": "chef", "password": "correct horse"}
+        assert proxy.request("POST", "/api/register", account).status == 403
+        assert local.request("POST", "/api/register", account).status == 201
+        token = until(lambda: proxy.request("POST", "/api/login", account).json.get("token"), "a login")
+        bearer = {"authorization": f"Bearer {token}"}
+        followers = [Follower(proxy, bearer) for _ in range(6)]
+        for follower in followers:
+            follower.start()
+        try:
+            until(lambda: all(follower.greetings for follower in followers), "displays are greeted")
+            ids = []
+            for number in range(60):
+                if number == 20:
+                    pair[0].kill()
+                answer = proxy.request("POST", "/api/order", an_order(), idempotency_key=f"k{number}", **bearer)
+                assert answer.status == 201, answer.body
+                ids.append(answer.json["id"])
+            assert ids == list(range(1, 61))
+            until(lambda: all(len(follower.told) >= 60 for follower in followers), "everybody is told everything")
+        finally:
+            for follower in followers:
+                follower.wanted = False
+            for follower in followers:
+                follower.join(DEADLINE)
+        for follower in followers:
+            assert [event["order"]["id"] for event in follower.told] == ids
+            assert follower.greetings.count("initial") == 1
+        assert any("resumed" in follower.greetings for follower in followers), "nobody was on the process that was lost"
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("configure", PROXIES)
+def test_one_restaurant_over_two_processes(configure: Configure, pair: tuple[Server, Server], tmp_path: Path) -> None:
+    """Whoever is asked: a token is known, an order can be read, a cursor is good, a key is one order."""
+    with front(configure, tmp_path, [server.port for server in pair]) as proxy, closing(pair[1].client()) as local:
+        account = {"username": "chef", "password": "correct horse"}
+        assert local.request("POST", "/api/register", account).status == 201
+        token = until(lambda: proxy.request("POST", "/api/login", account).json.get("token"), "a login")
+        bearer = {"authorization": f"Bearer {token}"}
+        cursor = proxy.request("GET", "/api/changes", **bearer).json["cursor"]
+        for number in range(20):
+            answers = [
+                proxy.request("POST", "/api/order", an_order(f"Soup {number}"), idempotency_key=f"k{number}", **bearer)
+                for _ in range(2)
+            ]
+            assert [answer.status for answer in answers] == [201, 201]
+            assert answers[0].body == answers[1].body
+            assert answers[1].headers["idempotency-replayed"] == "true"
+            order = answers[0].json
+            assert proxy.request("GET", f"/api/order/{order['id']}", **bearer).json == order
+            changes = proxy.request("GET", f"/api/changes?after={cursor}&wait=20", **bearer)
+            assert changes.status == 200, changes.body
+            assert [event["order"] for event in changes.json["events"]] == [order]
+            cursor = changes.json["cursor"]
