@@ -1,4 +1,4 @@
-# run · test · check · bench · card · coverage · audit · backup · restore · to-postgres · soak · clean
+# run · test · check · bench · card · coverage · audit · backup · restore · to-postgres · soak · model · clean
 # Needs Python 3.11 or newer with its venv module; everything else goes into .venv.
 
 PORT = 8000
@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py scaleout tests bench ops)
 CARD := app.py simple_ws_client.py test_all_apis.py requirements.txt README.md
 
-.PHONY: run test check bench screenshots card coverage audit backup restore to-postgres soak clean
+.PHONY: run test check bench screenshots card coverage audit backup restore to-postgres soak model clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another port
@@ -70,6 +70,9 @@ to-postgres: $(VENV)/.postgres  ## `make to-postgres URL=postgresql://…`, whil
 
 soak: $(VENV)/.dev  ## mixed load with kills and reconnects; `make soak MINUTES=120`
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+model: $(VENV)/.dev  ## scaleout/CAPACITY.md's tables, reckoned from scaleout/measured.json
+	$(BIN)/python -m scaleout.model
 
 clean:  ## everything that is made here; never a database
 	rm -rf $(VENV) tests/node_modules .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

@@ -1,0 +1,119 @@
+"""What an order costs on PostgreSQL: `python -m scaleout.measure` writes measured.json, which model.py reckons with.
+
+Costs are CPU time, of the process and of PostgreSQL's backends: that hardly depends on what else the machine does, as
+rates and latencies would. Of several rounds the cheapest counts. It needs what the benches need (wrk), and a PostgreSQL
+on this machine whose user may create databases (TEST_POSTGRESQL_URL).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import app
+from bench import generators
+from bench.harness import BenchFailed, Generator, Server, cpu_seconds, fdatasync_seconds, load
+from tests.engines import Postgresql, sql
+from tests.harness import an_order, backstage
+
+MEASURED: Final = Path(__file__).parent / "measured.json"
+ROUNDS: Final = 5
+SECONDS: Final = 1.5
+DISPLAYS: Final = 200
+BATCHES: Final = (1, app.MAX_BATCH)
+
+
+def backends(url: str) -> float:
+    """CPU seconds of the database's backends, but for the one that is asked."""
+    pids = sql(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()", url=url
+    )
+    return sum(cpu_seconds(pid) for (pid,) in pids)
+
+
+async def commits(url: str) -> dict[str, dict[str, float]]:
+    """Writes in a commit → CPU time of one commit from the lock to its end, without HTTP."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(ROUNDS):
+        async with backstage(app.storage_at(url)) as behind:
+            for size in BATCHES:
+                count = 300 if size == 1 else 30  # CPU time is counted in hundredths of a second
+                lots = [
+                    [behind.write(an_order(), f"{time.monotonic_ns()}-{lot}-{each}") for each in range(size)]
+                    for lot in range(count)
+                ]
+                database, busy = await asyncio.to_thread(backends, url), time.process_time()
+                for writes in lots:
+                    await behind.book._commit(writes)
+                busy = time.process_time() - busy
+                database = await asyncio.to_thread(backends, url) - database
+                if any(write.done.result().status != 201 for writes in lots for write in writes):
+                    raise BenchFailed("an order was not taken")
+                found.setdefault(str(size), []).append((1e3 * busy / count, 1e3 * database / count))
+    return {
+        size: {"process_ms": min(cost[0] for cost in costs), "database_ms": min(cost[1] for cost in costs)}
+        for size, costs in found.items()
+    }
+
+
+def requests(server: Server, clients: int) -> float:
+    """CPU milliseconds of the process for an order that is posted."""
+    load(f"{server.url}/api/order", clients, 1)
+    costs = []
+    for _ in range(ROUNDS):
+        busy = server.cpu()
+        costs.append((load(f"{server.url}/api/order", clients, SECONDS).answers, server.cpu() - busy))
+    return min(1e3 * seconds / answers for answers, seconds in costs)
+
+
+def follower(first: Server, second: Server, displays: int) -> float:
+    """CPU milliseconds of a process that takes no orders for one that another process takes."""
+    costs = []
+    with Generator(generators.displays, second.port, max(displays, 1), "/ws/orders", True) as group:
+        if displays:
+            group.ask("connect")
+        for _ in range(3):
+            if displays:
+                group.ask("zero")
+            busy = second.cpu()
+            posted = load(f"{first.url}/api/order", 10, SECONDS)
+            if displays:
+                group.ask("wait", posted.answers)
+            costs.append(1e3 * (second.cpu() - busy) / posted.answers)
+    return min(costs)
+
+
+def measure(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    engine = Postgresql()
+    stack.callback(engine.drop_all)
+    (folder / "commits").mkdir()
+    flushes = sorted(fdatasync_seconds(folder, 300))
+    found: dict[str, Any] = {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "flush_ms": 1e3 * flushes[len(flushes) // 100],
+        "commit": asyncio.run(commits(engine.url(folder / "commits"))),
+    }
+    environment = {"BISTRO92_DATABASE_URL": engine.url(folder)}
+    first = stack.enter_context(Server("bistro92", folder, environment=environment))
+    found["request_process_ms"] = {str(clients): requests(first, clients) for clients in (1, 200)}
+    second = stack.enter_context(Server("bistro92", folder, environment=environment))
+    found["follower_ms"] = {str(displays): follower(first, second, displays) for displays in (0, DISPLAYS)}
+    found["process_mib"] = second.memory() / 2**20
+    return found
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="bistro92-measure-") as folder, ExitStack() as stack:
+        found = measure(Path(folder), stack)
+    MEASURED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
