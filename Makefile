@@ -25,7 +25,7 @@ run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another p
 # Over SQLite, then over PostgreSQL, if one answers; with ARGS nothing may be left to run there (5)
 test: $(VENV)/.dev $(if $(shell command -v npm),tests/node_modules)  ## every test; `make test ARGS="-k feed"` some of them
 	$(BIN)/python -m pytest $(ARGS)
-	@if $(BIN)/python -m tests.engines; then $(BIN)/python -m pytest --engine postgresql $(ARGS) || [ $$? -eq 5 ]; fi
+	@if $(BIN)/python -m tests.engines; then $(BIN)/python -m pytest --engine postgresql --kill-rounds 5 $(ARGS) || [ $$? -eq 5 ]; fi
 
 check: $(VENV)/.dev  ## style, types, and known vulnerabilities
 	$(BIN)/ruff check .

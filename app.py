@@ -38,7 +38,7 @@ import threading
 import time
 from bisect import bisect_left, insort
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -1170,15 +1170,8 @@ class Storage:
         statement, values = query.sql(rows, recent)
         return [(row[0], row[1].encode()) for row in await self.read(statement, **values)]
 
-    def wake(self) -> None:
-        """The log has grown by more than this process knows of."""
 
-    def follow(self, *_: Any) -> Sequence[Callable[[], Coroutine[Any, Any, None]]]:
-        """What has to run so that the feed has what other processes commit: nothing, there are none."""
-        return ()
-
-
-def storage_at(url: str) -> Storage:
+def storage_at(url: str) -> Any:
     """The storage that a URL names. What differs on PostgreSQL is in scaleout/, which SQLite does without."""
     if url.startswith("sqlite:"):
         return Storage(url)
@@ -1266,10 +1259,6 @@ class Feed:
         self._snapshots.clear()
         while self._carried - self.recent[0].end > self._kept_bytes:
             self.recent.popleft()
-
-    def continued_by(self, ledger: Ledger, events: Sequence[Event]) -> bool:
-        """Whether these events of a commit are the next ones here."""
-        return (ledger.epoch, events[0].seq) == (self.epoch, self.head + 1)
 
     def _show(self, event: Event) -> None:
         if before := self.board.pop(event.order_id, None):
@@ -1480,14 +1469,6 @@ class ConnectionManager:
         PUBLISHED.inc(len(events))
         self.ring()
 
-    def publish_rows(self, rows: Sequence[Any]) -> None:
-        """The same, as the log has them."""
-        self.publish(events_of(rows, self.feed.epoch))
-
-    def begin_anew(self) -> None:
-        """The history that subscribers know has been replaced: they come again and start with the board."""
-        self.dismiss(1012, "service restart")
-
     def ring(self) -> None:
         """Wake whoever waits for news."""
         self._news.set()
@@ -1693,10 +1674,9 @@ class OrderBook:
             else:
                 write.done.set_result(answer)
         try:
-            if events and not self._manager.feed.continued_by(transaction.recalled.ledger, events):
-                self._storage.wake()  # what other processes committed before comes first
-            elif events:
-                self._manager.publish(events)
+            feed = self._manager.feed
+            if events and (not self._storage.shared or events[0].cursor == make_cursor(feed.epoch, feed.head + 1)):
+                self._manager.publish(events)  # else other processes' events come before: the tail brings all
         except Exception:  # what is committed stands; screens get it from the log
             logger.critical("events could not be published; the feed is loaded anew", exc_info=True)
             await self.load_feed()
@@ -1826,7 +1806,8 @@ class Accounts:
         changes = None
         while changes != self._changes:  # by this process, meanwhile: what was read may be older than that
             changes = self._changes
-            rows = await self._storage.read("SELECT hash, id, name, role, expires_at, is_session FROM tokens")
+            columns, live = "hash, id, name, role, expires_at, is_session", "coalesce(expires_at > :now, true)"
+            rows = await self._storage.read(f"SELECT {columns} FROM tokens WHERE {live}", now=clock())
             [(users,)] = await self._storage.read("SELECT count(*) FROM users")
         before, self._tokens = self._tokens, {hashed: Credential(*rest) for hashed, *rest in rows}
         self._end(before[hashed].id for hashed in before.keys() - self._tokens.keys())
@@ -1995,12 +1976,6 @@ class Accounts:
             for hashed in past:
                 self.revoked += 1
                 self._manager.dismiss(1008, "expired", self._tokens.pop(hashed).id)
-
-    async def keep_up(self) -> None:
-        """Hear within REVOKE_PERIOD of what other processes changed, for as long as the server runs."""
-        while self._storage.shared:
-            await asyncio.sleep(REVOKE_PERIOD)
-            await self.look_again()
 
 
 def shown_secret(scope: Scope, headers: dict[bytes, bytes]) -> str:
@@ -2479,8 +2454,13 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     json_log.start()
     routine = [order_book.keep_time, order_book.keep_house, accounts.keep_watch, cut_off_slow_peers]
     if storage.shared:
-        tail = storage.follow(feed, manager.publish_rows, order_book.load_feed, manager.begin_anew)
-        routine += [accounts.keep_up, *tail]
+        routine += storage.follow(
+            feed,
+            publish=lambda rows: manager.publish(events_of(rows, feed.epoch)),
+            load=order_book.load_feed,
+            begin_anew=partial(manager.dismiss, 1012, "service restart"),
+            refresh=accounts.look_again,
+        )
     tasks = [asyncio.create_task(work()) for work in (manager.broadcast, *routine)]
     for task in tasks:
         task.add_done_callback(on_task_done)

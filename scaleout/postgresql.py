@@ -25,6 +25,7 @@ from scaleout.schema import CHANNEL, MIGRATIONS, NEWS, RECALL
 logger = logging.getLogger("bistro92")
 
 POLL_SECONDS: Final = 0.25  # between two looks into the log where no notification comes
+REFRESH_SECONDS: Final = 0.5  # between two readings of who may come in
 CONNECT_SECONDS: Final = 5.0
 OUTCOME_SECONDS: Final = 5.0  # for finding out whether a commit whose connection was lost is stored
 CHECK_SECONDS: Final = 5.0  # between two signs of life that the listener's connection has to give
@@ -354,21 +355,19 @@ class Shared:
 
     # -- the tail of the log ------------------------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """The log has grown by what this process committed after events that it doesn't know yet."""
-        self._news.set()
-
     def follow(
         self,
         feed: Feed,
         publish: Callable[[Sequence[Any]], None],
         load: Callable[[], Awaitable[None]],
         begin_anew: Callable[[], None],
+        refresh: Callable[[], Awaitable[None]],
     ) -> Sequence[Callable[[], Coroutine[Any, Any, None]]]:
         """What has to run, for as long as the server does, so that the feed has what other processes commit.
 
         `publish` takes (seq, type, order) rows that follow the feed's head; `load` lets the feed begin where the
-        database stands; `begin_anew` tells subscribers that the history they know has been replaced.
+        database stands; `begin_anew` tells subscribers that the history they know has been replaced; `refresh`
+        reads anew what else this process holds in memory.
         """
 
         async def keep_up() -> None:
@@ -381,7 +380,12 @@ class Shared:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._news.wait()
 
-        return keep_up, self._listen
+        async def keep_fresh() -> None:
+            while True:
+                await asyncio.sleep(REFRESH_SECONDS)
+                await refresh()
+
+        return keep_up, keep_fresh, self._listen
 
     async def _catch_up(
         self,

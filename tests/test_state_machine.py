@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from tests import harness
 from tests.harness import Client, Display, Json, Reply, Server, events_up_to
 from tests.kitchen import ON_THE_BOARD, Answer, Ask, Model, Tablet, answer_of, decided_at, serially
 
@@ -245,6 +246,7 @@ def test_any_sequence_of_requests(server: Server) -> None:
     """Whatever is asked in whatever order, also at once: answers, orders, log and screens are what the model says."""
     profile = settings(
         settings.get_profile(PROFILE),
+        max_examples=150 if harness.engine.name == "sqlite" else 40,  # the rules are the same
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
         print_blob=True,
     )
