@@ -1,4 +1,4 @@
-# run · test · check · bench · card · coverage · audit · backup · restore · to-postgres · soak · model · clean
+# run · test · check · bench · instructions · card · coverage · audit · backup · restore · to-postgres · soak · model · clean
 # Needs Python 3.11 or newer with its venv module; everything else goes into .venv.
 
 PORT = 8000
@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CHECKED := $(wildcard app.py simple_ws_client.py test_all_apis.py scaleout tests bench ops)
 CARD := app.py simple_ws_client.py test_all_apis.py requirements.txt README.md
 
-.PHONY: run test check bench screenshots card coverage audit backup restore to-postgres soak model clean
+.PHONY: run test check bench instructions screenshots card coverage audit backup restore to-postgres soak model clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another port
@@ -37,6 +37,9 @@ screenshots: $(VENV)/.dev  ## the README's pictures; needs Debian's chromium
 
 bench: $(VENV)/.dev  ## measurements; the load generator is wrk
 	$(BIN)/python -m bench $(ARGS)
+
+instructions: $(VENV)/.dev  ## fails where a unit of work takes 10 % more instructions; needs valgrind and cc
+	$(BIN)/python -m bench.instructions $(ARGS)
 
 # The five files of the core, alone in an empty folder with nothing but requirements.txt installed, pass their tour.
 card:

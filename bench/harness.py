@@ -370,6 +370,12 @@ def app_version() -> str:
     return hashlib.sha256((ROOT / "app.py").read_bytes()).hexdigest()[:12]
 
 
+def versions() -> dict[str, str]:
+    """Of what is measured: interpreter, SQLite, packages."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **packages}
+
+
 def machine(folder: Path) -> dict[str, str]:
     """What the figures depend on, for the head of the results."""
     model = [
@@ -389,8 +395,6 @@ def machine(folder: Path) -> dict[str, str]:
         "system": f"Linux {platform.release()}, {file_system}",
         "load average": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "fdatasync": f"p50 {syncs[150] * 1e3:.2f} ms, p99 {syncs[297] * 1e3:.2f} ms",
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
         "wrk": wrk[1] if len(wrk) > 1 else "?",
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **versions(),
     }
