@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import signal
 import sys
@@ -27,10 +28,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="how often each side has its turn (default: 5)")
     parser.add_argument("--seconds", type=float, default=4, help="how long one load lasts (default: 4)")
     parser.add_argument("--quick", action="store_true", help="one short round, to see that it works; writes nothing")
+    parser.add_argument("--render", action="store_true", help="measure nothing; write tables and charts anew")
     parser.add_argument("--scratch", help="where temporary files go: this disk is measured (default: the system's)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the results go")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
+    if chosen.render:
+        results.render(json.loads((chosen.out / "results.json").read_text()), chosen.out)
+        return 0
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
     failed = 0

@@ -97,7 +97,7 @@ class Display:
 class Displays:
     """Many displays on one epoll. A server that greets sends `initial` first; a display is live when it has that."""
 
-    def __init__(self, port: int, count: int, path: str, greets: bool):
+    def __init__(self, port: int, count: int, path: str, greets: bool, headers: dict[str, str] | None = None):
         self.count = count
         self.lost = 0
         """Displays whose connection ended."""
@@ -113,7 +113,7 @@ class Displays:
         self._view = memoryview(self._buffer)
         self._handshake = http_request(
             "GET", path, Upgrade="websocket", Connection="Upgrade",
-            Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==", Sec_WebSocket_Version="13",
+            Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==", Sec_WebSocket_Version="13", **headers or {},
         )  # fmt: skip
 
     def connect(self) -> float:
@@ -220,7 +220,9 @@ def frame_bytes(start: bytes) -> int | None:
     return 4 + int.from_bytes(start[2:4], "big") if short == 126 else 10 + int.from_bytes(start[2:10], "big")
 
 
-def displays(pipe: Connection, port: int, count: int, path: str, greets: bool) -> None:
+def displays(
+    pipe: Connection, port: int, count: int, path: str, greets: bool, headers: dict[str, str] | None = None
+) -> None:
     """Displays that wait for commands:
 
     ("connect",)    connect all at once → seconds
@@ -229,7 +231,7 @@ def displays(pipe: Connection, port: int, count: int, path: str, greets: bool) -
     ("wait", n)     until each has counted n → (when the last one had, events in all)
     """
     gc.disable()
-    group = Displays(port, count, path, greets)
+    group = Displays(port, count, path, greets, headers)
     group.epoll.register(pipe, select.EPOLLIN)
     goal = 0
     behind: set[Display] = set()
@@ -285,16 +287,17 @@ def one_client(pipe: Connection, port: int) -> None:
             pipe.send(taken)
 
 
-def paced_posts(pipe: Connection, port: int, body: Any) -> None:
+def paced_posts(pipe: Connection, port: int, body: Any, tills: int = 0) -> None:
     """Orders at a steady rate, whatever the server does: each has a connection of its own while it is under way.
 
+    So many tills are connected beforehand; where all of them wait for an answer, another one connects.
     (rate, seconds) → [(when it was due, seconds from then until it was answered)]
     """
     with contextlib.suppress(EOFError):
         poster = Poster(port, body)
         while True:
             rate, seconds = pipe.recv()
-            poster.fresh()
+            poster.fresh(tills)
             started = time.monotonic() + 0.01
             for number in range(round(rate * seconds)):
                 due = started + number / rate
@@ -324,12 +327,12 @@ class Poster:
         self.under_way[connection.fileno()] = (connection, due, b"")
         connection.send(request)
 
-    def fresh(self) -> None:
+    def fresh(self, connected: int = 0) -> None:
         """Begin anew: a server closes what was idle for some seconds."""
         self.done.clear()
         for connection in self._idle:
             connection.close()
-        self._idle.clear()
+        self._idle = [self._connect() for _ in range(connected)]
 
     def _connect(self) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self._port), timeout=WAIT_SECONDS)

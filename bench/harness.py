@@ -93,8 +93,11 @@ NUMBERS: Final = itertools.count(1)
 class Server:
     """One of the servers, in a process of its own. Use it as a context manager."""
 
-    def __init__(self, side: str, folder: Path, file: Path | None = None, environment: dict[str, str] | None = None):
+    def __init__(self, side: str, folder: Path, file: Path | None = None, protected: bool = False):
         self.side = side
+        self.headers: dict[str, str] = {}
+        """Sent with every request: where the server is protected, a device's token."""
+        self._protected = protected
         self.port = free_port()
         name = f"{side}-{next(NUMBERS)}"  # a port may come twice, and a fresh server has a fresh file
         self.file = file or folder / f"{name}.db"
@@ -104,7 +107,6 @@ class Server:
             **inherited,
             "BISTRO92_DATABASE_URL": f"sqlite:///{self.file}",
             serving.DATABASE: str(self.file),
-            **(environment or {}),
         }
 
     def __enter__(self) -> Server:
@@ -124,6 +126,12 @@ class Server:
             self.__exit__()
             raise
         self.seconds_to_start = time.monotonic() - started
+        if self._protected:
+            who = {"username": "chef", "password": "correct horse"}
+            self.request("POST", "/api/register", who)
+            for path, wanted in (("/api/login", who), ("/api/tokens", {"name": "till", "role": "pos"})):
+                _, _, answer = self.request("POST", path, wanted)
+                self.headers = {"Authorization": f"Bearer {json.loads(answer)['token']}"}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -162,7 +170,8 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             data = None if body is None else json.dumps(body)
-            connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
+            sent = {"Content-Type": "application/json", **self.headers, **(headers or {})}
+            connection.request(method, path, data, sent)
             response = connection.getresponse()
             return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
 
@@ -274,8 +283,8 @@ class Load:
         return self.answers / (self.last - self.first)
 
 
-def load(url: str, clients: int, seconds: float, *get: str) -> Load:
-    """Let wrk post orders, or repeat a GET (`"GET"`, and an ETag where it is conditional).
+def load(server: Server, path: str, clients: int, seconds: float, method: str = "POST", etag: str = "") -> Load:
+    """Let wrk post orders, or repeat a GET (with an ETag where it is conditional).
 
     Raises BenchFailed where one request was refused, broken, or not answered.
     """
@@ -290,9 +299,11 @@ def load(url: str, clients: int, seconds: float, *get: str) -> Load:
         "50",
         "-s",
         str(ROOT / "bench" / "load.lua"),
-        url,
+        f"{server.url}{path}",
     ]
-    command += ["--", str(seconds), str(clients), run, *get]
+    lines = [f"{name}: {value}\r\n" for name, value in server.headers.items()]
+    lines += [f"If-None-Match: {etag}\r\n"] * bool(etag)
+    command += ["--", str(seconds), str(clients), run, method, "".join(lines)]
     usage = os.times()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

@@ -1,6 +1,8 @@
 -- wrk's script: posts orders, each with an Idempotency-Key of its own, or repeats one GET.
 --
--- wrk -t1 -c CLIENTS -d LIMIT -s load.lua URL -- SECONDS CLIENTS RUN [GET [ETAG]]
+-- wrk -t1 -c CLIENTS -d LIMIT -s load.lua URL -- SECONDS CLIENTS RUN METHOD LINES
+--
+-- LINES are more header lines, each with its line end.
 --
 -- wrk itself drops what is on its way when its time is up, so answers and stored orders could not be compared. This
 -- script stops asking after SECONDS, lets every client get its last answer, and says "drained"; the caller then ends
@@ -26,16 +28,12 @@ end
 
 function init(args)
     seconds, clients, sent, idle, first, last = tonumber(args[1]), tonumber(args[2]), -1, 0, 0, 0
-    local get, etag = args[4], args[5]
-    if get then
-        fixed = "GET " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n"
-        if etag then
-            fixed = fixed .. "If-None-Match: " .. etag .. "\r\n"
-        end
-        fixed = fixed .. "\r\n"
+    local method, lines = args[4], args[5]
+    if method ~= "POST" then
+        fixed = method .. " " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\n" .. lines .. "\r\n"
     else
         local start = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"]
-            .. "\r\nContent-Type: application/json\r\nContent-Length: "
+            .. "\r\n" .. lines .. "Content-Type: application/json\r\nContent-Length: "
         local items = '"items": [{"name": "Burger", "quantity": 3}, {"name": "Ice Cream", "quantity": 1}]}'
         tables = {}
         for number = 1, 40 do

@@ -11,6 +11,8 @@ from typing import Any, Final
 from bench import charts
 
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
+BOTTLENECK: Final = 0.85
+"""Of a core: a generator that is busier measures itself."""
 SPREAD: Final = "min \N{EN DASH} max"
 
 
@@ -59,6 +61,17 @@ class Figure(Series):
         sign = "≥" if self.at_least else "≤"
         words = [] if self.goal is None else [f"{sign} {self.goal:g}"]
         return ", ".join(words if self.later is None else [*words, f"later {sign} {self.later:g}"])
+
+    def aim(self, row: int) -> charts.Aim | None:
+        """It in units of its goal, for the chart."""
+        if not self.goal:
+            return None
+        open_ = min(self.values) < self.goal < max(self.values)
+        kind = "open" if open_ else "good" if self._met(self.goal) else "bad"
+        median, low, high = (value / self.goal for value in (self.median, min(self.values), max(self.values)))
+        sign = "" if self.unit == TIMES else f" {self.unit}"
+        label = f"{show(self.median)}{sign} / {self.goal:g}"
+        return charts.Aim(f"{row}. {self.name}", median, low, high, label, kind)
 
     @property
     def verdict(self) -> str:
@@ -111,8 +124,11 @@ class Row:
         self.sides.setdefault(name, Series(name, unit)).values.append(value)
         return value
 
-    def busy(self, name: str, cores: float) -> None:
+    def busy(self, name: str, cores: float, generator: bool = False) -> None:
+        """Note how busy a process was. A generator that was the bottleneck is named: its figures are lower bounds."""
         self.cpu.setdefault(name, Series(name, "cores")).values.append(cores)
+        if generator and cores > BOTTLENECK:
+            self.note(f"The generator “{name}” was busy for more than {BOTTLENECK:.0%} of a core in some round.")
 
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:
@@ -168,8 +184,25 @@ def save(rows: list[Row], machine: dict[str, str], folder: Path) -> None:
     known["machine"] = machine
     for row in rows:
         known["rows"][str(row.number)] = row.dump()
-        (folder / f"row{row.number}.svg").write_text(row.chart())
     file.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    render(known, folder)
+
+
+def render(known: dict[str, Any], folder: Path) -> None:
+    """Write the tables and the chart of all rows."""
+    panels: dict[str, list[charts.Aim]] = {
+        "at least its goal (1, dashed): longer is better": [],
+        "at most its goal (1, dashed): shorter is better": [],
+    }
+    for number in sorted(known["rows"], key=int):
+        row = Row.load(known["rows"][number])
+        (folder / f"row{number}.svg").write_text(row.chart())
+        for figure in row.figures.values():
+            if aim := figure.aim(row.number):
+                list(panels.values())[0 if figure.at_least else 1].append(aim)
+    title = "Figures in units of their goals: median, least and most"
+    shown = {words: aims for words, aims in panels.items() if aims}
+    (folder / "overview.svg").write_text(charts.goals(title, shown))
     (folder / "RESULTS.md").write_text(report(known))
 
 
@@ -186,6 +219,8 @@ def report(known: dict[str, Any]) -> str:
     out += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in machine.items()), ""]
     out += [
         "Every figure is a ratio to, or a difference from, something measured in the same run, sides alternating.",
+        "",
+        "![all figures that have a goal, in units of it](overview.svg)",
         "",
     ]
     out += [f"| row | figure | median | {SPREAD} | goal | |", "|---|---|---:|---:|---|---|"]

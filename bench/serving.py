@@ -16,9 +16,6 @@ DATABASE = "BENCH_DATABASE"
 
 UVICORN: dict[str, Any] = {
     "host": "127.0.0.1",
-    "loop": "uvloop",
-    "http": "httptools",
-    "ws": "websockets",
     "access_log": False,
     "ws_per_message_deflate": False,
 }
