@@ -84,13 +84,17 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BISTRO92_", env_ignore_empty=True, frozen=True)
 
-    database_url: Annotated[str, Field(pattern=r"^(sqlite://(/.+)?|postgres(ql)?://.+)$")] = "sqlite:///bistro92.db"
+    database_url: Annotated[
+        str, Field(pattern=r"^(sqlite://(/.+)?|postgres(ql)?://.+)$", title="sqlite:///FILE, sqlite:// or postgresql://…")
+    ] = "sqlite:///bistro92.db"
     rate_limit: Annotated[int, Field(ge=0)] = 0
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 262_144
+    max_body_bytes: Annotated[int, Field(ge=1)] = 262_144
     max_subscribers: Annotated[int, Field(ge=0)] = 5000
-    subscriber_queue_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    subscriber_queue_bytes: Annotated[int, Field(ge=1)] = 1_048_576
     event_retention_hours: Annotated[float, Field(gt=0, le=876_000)] = 168
-    allowed_origins: Annotated[str, Field(pattern=r"^(https?://[^/\s*,]+[,\s]*)*$")] = ""
+    allowed_origins: Annotated[
+        str, Field(pattern=r"^(https?://[^/\s*,]+[,\s]*)*$", title="origins such as https://pos.example.com")
+    ] = ""
     access_log: bool = False
 
     @classmethod
@@ -101,7 +105,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             fault = error.errors()[0]
             variable = f"BISTRO92_{fault['loc'][0]}".upper()
-            raise StartRefused(f"{variable} is {fault['input']!r}: {fault['msg']}.") from error
+            expected = cls.model_fields[str(fault["loc"][0])].title  # of a pattern, which says little to an operator
+            why = f"expected {expected}" if expected else fault["msg"]
+            raise StartRefused(f"{variable} is {fault['input']!r}: {why}.") from error
 
 
 # Of the contract
@@ -278,7 +284,11 @@ RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+
 
 
 def moment(text: str) -> str:
-    """An RFC 3339 time with its offset, as rfc3339() writes it; a fraction counts as a second. Raises ValueError."""
+    """An RFC 3339 time with its offset, as rfc3339() writes it; a fraction counts as a second. Raises ValueError.
+
+    A `+` that wasn't escaped in a query arrives as a space.
+    """
+    text = re.sub(r"(?<=[\d.]) (?=\d\d:\d\d$)", "+", text)
     if not RFC3339.fullmatch(text):
         raise ValueError("expected a time with its offset, such as 2026-11-20T18:15:02Z")
     try:
@@ -515,6 +525,8 @@ def _enter(draft: Any, now: str, status: Status) -> Order:
     """Put a draft into a state, with all that this brings about."""
     if draft["status"] == "scheduled" and status != "cancelled":
         draft["fired_at"] = now
+        if status == "received" and any(line.get("status") == "ready" for line in draft["items"]):
+            status = "preparing"
     draft["status"] = status
     if status == "preparing":
         draft.pop("ready_at", None)
@@ -1006,7 +1018,8 @@ class Storage:
     shared = False  # whether other processes write, too: then the log is followed, and memory may be behind
 
     def __init__(self, url: str):
-        self.file = url.removeprefix("sqlite://").removeprefix("/") or ":memory:"
+        named = url.removeprefix("sqlite://").removeprefix("/")
+        self.file = os.path.realpath(named) if named else ":memory:"  # one name for one file: links lead to its lock
         self.connections: list[Connection] = []  # the writer, then the readers; none while closed
         self._turns: Iterator[Connection] = iter(())  # the readers, in turn
         self._claim: sqlite3.Connection | None = None  # locks FILE-lock while this process serves FILE
@@ -1032,7 +1045,9 @@ class Storage:
             await self.close()  # its threads would keep the process alive
             if isinstance(error, StartRefused):
                 raise
-            raise StartRefused(f"{self.file} cannot be used as a database: {error}.") from error
+            raise StartRefused(
+                f"BISTRO92_DATABASE_URL: {self.file} cannot be used as a database: {error}."
+            ) from error
         self._turns = itertools.cycle(self.connections[1:] or self.connections)
         self._checkpointed = file_stat(self.file, "st_mtime_ns")
 
@@ -1054,6 +1069,8 @@ class Storage:
                 f"{self.file} is served by another process already. One process serves one SQLite file; "
                 "to run several, keep the orders in PostgreSQL (BISTRO92_DATABASE_URL=postgresql://...)."
             ) from error
+        if file_stat(self.file, "st_nlink") > 1:
+            raise StartRefused(f"{self.file} has a second name, a hard link, under which it could be served again.")
         with contextlib.closing(sqlite3.connect(self.file)) as file:
             file.execute("PRAGMA schema_version")  # a file that is no database is found out before threads are started
 
@@ -1173,6 +1190,9 @@ class Storage:
         recent = query.since is not None and not await self.read(many, since=query.since)
         statement, values = query.sql(rows, recent)
         return [(row[0], row[1].encode()) for row in await self.read(statement, **values)]
+
+    def wal_bytes(self) -> int:
+        return file_stat(f"{self.file}-wal", "st_size")
 
 
 def storage_at(url: str) -> Any:
@@ -1754,9 +1774,9 @@ class OrderBook:
 
 Role = Literal["manager", "pos", "kitchen", "viewer"]
 MAY: Final = {
-    "manager": {"read", "place", "amend", "cook", "manage"},
-    "pos": {"read", "place", "amend"},
-    "kitchen": {"read", "cook"},
+    "manager": {"read", "change", "place", "amend", "cook", "manage"},
+    "pos": {"read", "change", "place", "amend"},
+    "kitchen": {"read", "change", "cook"},
     "viewer": {"read"},
 }
 LOCAL: Final = Credential(0, None, "manager", None)
@@ -2475,7 +2495,7 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     sys.setswitchinterval(0.0005)  # the writer's thread needs the interpreter some times a commit: 5 ms each add up
     SUBSCRIBERS.set_function(lambda: len(manager))
     QUEUE_BYTES.set_function(manager.most_waiting)
-    WAL_BYTES.set_function(partial(file_stat, f"{storage.file}-wal", "st_size"))
+    WAL_BYTES.set_function(storage.wal_bytes)
     yield
     manager.stop()
     await order_book.drain()
@@ -2634,7 +2654,7 @@ async def create_order(request: Request, order: NewOrder) -> Any:
     return await commit(request, partial(place, new=order), status=201, external=named)
 
 
-@endpoint("PATCH", "/api/order/{order_id:number}", "orders", "read", Order, *CHANGE, "invalid_transition",
+@endpoint("PATCH", "/api/order/{order_id:number}", "orders", "change", Order, *CHANGE, "invalid_transition",
           "order_closed", "not_scheduled", openapi_extra=CONDITIONAL)  # fmt: skip
 async def amend_order(request: Request, order_id: int, amendment: Amendment) -> Any:
     """Change an order's state, table, note, priority or time."""
@@ -2650,7 +2670,7 @@ async def append_items(request: Request, order_id: int, more: MoreLines) -> Any:
     return await commit(request, partial(append_lines, lines=more["items"]), order_id)
 
 
-@endpoint("PATCH", "/api/order/{order_id:number}/items/{line:number}", "orders", "read", Order, *CHANGE,
+@endpoint("PATCH", "/api/order/{order_id:number}/items/{line:number}", "orders", "change", Order, *CHANGE,
           "line_not_found", "order_closed", openapi_extra=CONDITIONAL)  # fmt: skip
 async def change_item(request: Request, order_id: int, line: int, change: LineChange) -> Any:
     """Strike a line, take that back, or void it. Lines count from 1; the order follows its lines."""
@@ -2919,7 +2939,7 @@ class Me(TypedDict):
     name: str | None
     role: Role
     kind: Literal["local", "session", "device"]
-    may: list[Literal["amend", "cook", "manage", "place", "read"]]
+    may: list[Literal["amend", "change", "cook", "manage", "place", "read"]]
     expires_at: str | None
 
 
@@ -2937,11 +2957,11 @@ class Token(TypedDict):
 BODY: Final = ("malformed_json", "body_too_large", "forbidden_origin", *READ)
 
 
-@endpoint("POST", "/api/register", "accounts", None, Account, *BODY, "username_taken", "unauthenticated", "forbidden",
-          "rate_limited", status_code=201)  # fmt: skip
+@endpoint("POST", "/api/register", "accounts", "manage", Account, *BODY, "username_taken", "rate_limited",
+          status_code=201)  # fmt: skip
 async def register(request: Request, new: Registration) -> Any:
     """Create an account. The first one can be created from this machine only; later ones by a manager."""
-    who, client = require(request.scope, "manage"), request.client.host if request.client else ""
+    who, client = require(request.scope), request.client.host if request.client else ""
     role = await accounts.register(client, who, new["username"], new["password"], new.get("role", "viewer"))
     return Answer(201, to_json(Account(username=new["username"], role=role)))
 

@@ -93,7 +93,9 @@ NUMBERS: Final = itertools.count(1)
 class Server:
     """One of the servers, in a process of its own. Use it as a context manager."""
 
-    def __init__(self, side: str, folder: Path, file: Path | None = None, protected: bool = False):
+    def __init__(
+        self, side: str, folder: Path, file: Path | None = None, protected: bool = False, database: str | None = None
+    ):
         self.side = side
         self.headers: dict[str, str] = {}
         """Sent with every request: where the server is protected, a device's token."""
@@ -105,7 +107,7 @@ class Server:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("BISTRO92_")}
         self._environment = {
             **inherited,
-            "BISTRO92_DATABASE_URL": f"sqlite:///{self.file}",
+            "BISTRO92_DATABASE_URL": database or f"sqlite:///{self.file}",
             serving.DATABASE: str(self.file),
         }
 

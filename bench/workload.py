@@ -193,7 +193,7 @@ async def work(folder: Path, marks: Marks) -> None:
 
     for period in ("FIRE_PERIOD", "REVOKE_PERIOD", "HOUSEKEEPING_PERIOD", "HEARTBEAT_SECONDS"):
         setattr(bistro92, period, SILENT_SECONDS)
-    bistro92.cut_off_slow_bodies = silence
+    bistro92.cut_off_slow_peers = silence
 
     peer, many = Server(echo.app), CLIENTS * WAVES
     async with bistro92.lifespan(bistro92.app):

@@ -64,11 +64,11 @@ async def commits(url: str) -> dict[str, dict[str, float]]:
 
 def requests(server: Server, clients: int) -> float:
     """CPU milliseconds of the process for an order that is posted."""
-    load(f"{server.url}/api/order", clients, 1)
+    load(server, "/api/order", clients, 1)
     costs = []
     for _ in range(ROUNDS):
         busy = server.cpu()
-        costs.append((load(f"{server.url}/api/order", clients, SECONDS).answers, server.cpu() - busy))
+        costs.append((load(server, "/api/order", clients, SECONDS).answers, server.cpu() - busy))
     return min(1e3 * seconds / answers for answers, seconds in costs)
 
 
@@ -82,7 +82,7 @@ def follower(first: Server, second: Server, displays: int) -> float:
             if displays:
                 group.ask("zero")
             busy = second.cpu()
-            posted = load(f"{first.url}/api/order", 10, SECONDS)
+            posted = load(first, "/api/order", 10, SECONDS)
             if displays:
                 group.ask("wait", posted.answers)
             costs.append(1e3 * (second.cpu() - busy) / posted.answers)
@@ -99,10 +99,10 @@ def measure(folder: Path, stack: ExitStack) -> dict[str, Any]:
         "flush_ms": 1e3 * flushes[len(flushes) // 100],
         "commit": asyncio.run(commits(engine.url(folder / "commits"))),
     }
-    environment = {"BISTRO92_DATABASE_URL": engine.url(folder)}
-    first = stack.enter_context(Server("bistro92", folder, environment=environment))
+    database = engine.url(folder)
+    first = stack.enter_context(Server("bistro92", folder, database=database))
     found["request_process_ms"] = {str(clients): requests(first, clients) for clients in (1, 200)}
-    second = stack.enter_context(Server("bistro92", folder, environment=environment))
+    second = stack.enter_context(Server("bistro92", folder, database=database))
     found["follower_ms"] = {str(displays): follower(first, second, displays) for displays in (0, DISPLAYS)}
     found["process_mib"] = second.memory() / 2**20
     return found

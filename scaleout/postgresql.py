@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import secrets
@@ -175,7 +176,8 @@ class Shared:
             if "unsupported startup parameter" in str(error) and not self._address.pooled:
                 more = f" {POOLER}"
             why = str(error).rstrip(".") or type(error).__name__
-            raise self.refused(f"{self._place} cannot be used as a database: {why}.{more}") from error
+            where = f"BISTRO92_DATABASE_URL: {self._place}"
+            raise self.refused(f"{where} cannot be used as a database: {why}.{more}") from error
         except self.refused:
             await self.close()
             raise
@@ -194,7 +196,7 @@ class Shared:
         )
         pid, number, version, synchronous, fsync = row
         if pid != connection.get_server_pid() and not self._address.pooled:
-            raise self.refused(f"{self._place} cannot be used as a database: {POOLER}")
+            raise self.refused(f"BISTRO92_DATABASE_URL: {self._place} cannot be used as a database: {POOLER}")
         if number < OLDEST_SERVER:
             raise self.refused(f"{self._place} is PostgreSQL {version}; Bistro92 needs 13 or newer.")
         if synchronous == "off":
@@ -241,6 +243,16 @@ class Shared:
     async def write(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one statement: in the transaction of guard() where there is one, else as a transaction of its own."""
         return await self._run(self._writer_pool, statement, values)
+
+    async def commit(self, transaction: Any) -> None:
+        """Save what an app.Transaction decided, in the transaction of guard()."""
+        ledger, records = transaction.recalled.ledger, b"[%b]" % b",".join(transaction.records)
+        values = (records.decode(), ledger.seq, ledger.last_order_id, json.dumps(ledger.counts), transaction.now)
+        await self.write("INSERT INTO batch VALUES (?, ?, ?, ?, ?)", values)
+
+    def wal_bytes(self) -> int:
+        """None that would be Bistro92's to watch: PostgreSQL keeps its own."""
+        return 0
 
     async def read(self, query: str, **values: Any) -> list[Any]:
         """Run a query, on any connection."""

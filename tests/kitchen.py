@@ -187,6 +187,8 @@ def put(order: Json, to: str, now: str) -> None:
     """The order is in that state from now on, with its stamps: of what was taken back none is left."""
     if order["status"] == "scheduled" and to != "cancelled":
         order["fired_at"] = now
+        if to == "received" and any(line.get("status") == "ready" for line in order["items"]):
+            to = "preparing"
     order["status"] = to
     if to == "preparing":
         order.pop("ready_at", None)

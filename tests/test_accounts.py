@@ -333,6 +333,9 @@ def test_later_accounts_need_a_manager(staff: dict[str, Caller]) -> None:
     assert parse_problem(staff["nobody"].register(new_name())) == (401, "unauthenticated")
     for role in ("pos", "kitchen", "viewer"):
         assert parse_problem(staff[role].register(new_name(), "manager")) == (403, "forbidden")
+    for role, answer in (("nobody", (401, "unauthenticated")), ("viewer", (403, "forbidden"))):  # whatever they send
+        assert parse_problem(staff[role].request("POST", "/api/register", b"{")) == answer
+        assert parse_problem(staff[role].request("PATCH", "/api/order/1", b"{")) == answer
     name = new_name()
     assert staff["manager"].register(name, "kitchen").json == {"username": name, "role": "kitchen"}
     assert staff["nobody"].login(name).json["role"] == "kitchen"
@@ -574,8 +577,8 @@ def test_device_with_a_users_name_is_not_that_user(boss: Caller, server: Server)
 
 def test_who_asks(staff: dict[str, Caller], nobody: Caller, server: Server, fresh: Server) -> None:
     """A screen learns who it is and what it may do, so that it offers nothing that would be refused."""
-    may = {"manager": ["amend", "cook", "manage", "place", "read"], "pos": ["amend", "place", "read"]}
-    may |= {"kitchen": ["cook", "read"], "viewer": ["read"]}
+    may = {"manager": ["amend", "change", "cook", "manage", "place", "read"]}
+    may |= {"pos": ["amend", "change", "place", "read"], "kitchen": ["change", "cook", "read"], "viewer": ["read"]}
     for role in ROLES:
         me = staff[role].get("/api/me").json
         if role != "manager":

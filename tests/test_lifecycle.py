@@ -1055,6 +1055,7 @@ def test_since_in_every_spelling(catalog: Client) -> None:
     assert expected[-1]["created_at"] == "2026-10-15T12:00:00Z"
     assert listed(catalog, since="2026-10-15T14:00:00+02:00") == expected
     assert listed(catalog, since="2026-10-15T12:00:00.000Z") == expected
+    assert catalog.get("/api/orders?since=2026-10-15T14:00:00+02:00").json == expected  # unescaped: a space
     assert len(listed(catalog, since="0999-01-01T00:00:00Z")) == 60
     assert listed(catalog, since=FAR_AWAY) == []
 

@@ -373,6 +373,14 @@ def test_fire_when_due_and_before(fire_at: str, status: str) -> None:
     assert stamps_of(after) == ({} if status == "scheduled" else {"fired_at": NOW})
 
 
+def test_fire_an_order_that_was_begun() -> None:
+    """A line that was ready before its order's time makes it preparing, as it would one that is received."""
+    order = an_order("scheduled", "pr", fire_at=NOW)
+    after = apply(fired, order)
+    assert after["status"] == "preparing"
+    assert stamps_of(after) == {"fired_at": NOW, "started_at": NOW}
+
+
 @pytest.mark.parametrize("status", [status for status in STATES if status != "scheduled"])
 def test_fire_an_order_that_was_moved_meanwhile(status: str) -> None:
     """An order that entered the kitchen early, or was cancelled, doesn't fire again."""

@@ -80,6 +80,19 @@ def test_a_second_process_for_one_file(serve: Serve, tmp_path: Path) -> None:
         assert client.orders() == [order]
 
 
+def test_a_second_process_for_one_file_under_another_name(serve: Serve, tmp_path: Path) -> None:
+    """A link leads to the same lock; a second name that the file itself has is refused."""
+    first = serve().start()
+    (tmp_path / "second").mkdir()
+    link, twin = tmp_path / "second" / "link.db", tmp_path / "second" / "twin.db"
+    link.symlink_to(first.file)
+    second = serve(folder=tmp_path / "second", database_url=f"sqlite:///{link}")
+    assert "One process serves one SQLite file" in refusal(second)
+    twin.hardlink_to(first.file)
+    second.settings["database_url"] = f"sqlite:///{twin}"
+    assert "hard link" in refusal(second)
+
+
 def schema(file: Path) -> tuple[int, list[Any]]:
     with closing(sqlite3.connect(file)) as database:
         [(version,)] = database.execute("PRAGMA user_version")
@@ -167,7 +180,8 @@ def test_a_file_that_is_no_database(serve: Serve) -> None:
 def test_a_folder_that_is_not_there(serve: Serve, tmp_path: Path) -> None:
     """A database that can't be made is refused with a sentence that names it."""
     server = serve(database_url=f"sqlite:///{tmp_path}/nowhere/orders.db")
-    assert f"{tmp_path}/nowhere/orders.db cannot be used as a database" in refusal(server)
+    where = f"BISTRO92_DATABASE_URL: {tmp_path}/nowhere/orders.db"
+    assert f"{where} cannot be used as a database" in refusal(server)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
