@@ -3,6 +3,8 @@
 
 PORT = 8000
 MINUTES = 30
+# Tests wait more than they work, so there may be more of them at a time than processors. A file's tests stay together.
+JOBS = 3
 
 # The first of these that is there, runs, and is new enough. `make PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -24,8 +26,8 @@ run: $(VENV)/.run  ## serve 127.0.0.1:8000; `make run PORT=8001` takes another p
 # axe-core, which judges the screens; without npm its test is skipped and says so
 # Over SQLite, then over PostgreSQL, if one answers; with ARGS nothing may be left to run there (5)
 test: $(VENV)/.dev $(if $(shell command -v npm),tests/node_modules)  ## every test; `make test ARGS="-k feed"` some of them
-	$(BIN)/python -m pytest $(ARGS)
-	@if $(BIN)/python -m tests.engines; then $(BIN)/python -m pytest --engine postgresql --kill-rounds 5 $(ARGS) || [ $$? -eq 5 ]; fi
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@if $(BIN)/python -m tests.engines; then $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --engine postgresql --kill-rounds 5 $(ARGS) || [ $$? -eq 5 ]; fi
 
 check: $(VENV)/.dev  ## style, types, and known vulnerabilities
 	$(BIN)/ruff check .

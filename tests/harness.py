@@ -150,7 +150,7 @@ class Server:
                 return client.get("/healthz").status == HTTPStatus.OK
             return False
 
-        until(serves, "the server serves")
+        until(serves, "the server serves", 3 * DEADLINE)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code. What is still there at the deadline is killed, and the test fails."""

@@ -795,7 +795,7 @@ TABLE: Final = (
     Ask("PATCH", "/api/order/{order}", 200, POS, {"table": "Table 9"}),
     Ask("PATCH", "/api/order/{order}", 200, POS, {"note": "no nuts"}),
     Ask("PATCH", "/api/order/{order}", 200, POS, {"priority": "rush"}),
-    Ask("PATCH", "/api/order/{scheduled}", 200, POS, {"fire_at": from_now(days=2)}),
+    Ask("PATCH", "/api/order/{scheduled}", 200, POS, {"fire_at": "2099-12-31T18:00:00Z"}),
     Ask("PATCH", "/api/order/{order}", 200, POS, {"status": "cancelled"}),
     Ask("PATCH", "/api/order/{order}", 200, POS, {}),
     *(

@@ -306,7 +306,7 @@ def test_a_bad_setting_of_each_variable_at_the_start(tmp_path: Path) -> None:
     }
     try:
         for name, process in started.items():
-            _, said = process.communicate(timeout=DEADLINE)
+            _, said = process.communicate(timeout=3 * DEADLINE)
             assert process.returncode not in {0, -signal.SIGTERM}
             assert f"BISTRO92_{name.upper()} is {BAD[name][0]!r}: " in said.decode()
             assert "Traceback" not in said.decode()
