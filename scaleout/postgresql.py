@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import asyncpg  # type: ignore[import-untyped]
 from databases import Database
 
-from scaleout.schema import CHANNEL, MIGRATIONS, NEWS, RECALL
+from scaleout.schema import CHANNEL, IN_LOG, MIGRATIONS, NEWS, OUTCOME, RECALL
 
 logger = logging.getLogger("bistro92")
 
@@ -140,7 +140,8 @@ class Shared:
         except ValueError as error:
             raise self.refused(f"{self._place}: a number in the URL is none ({error}).") from error
         self._news = asyncio.Event()  # the log may have grown
-        self._transaction = ""  # the number of the one that is open, to ask for its outcome by; empty: not known
+        self._transaction: dict[str, Any] = {}  # what to ask for the outcome of the open one by; empty: not known
+        self._has_events = False  # whether it saved some
 
         options = self._address.options
         self._seconds = options["command_timeout"]
@@ -233,12 +234,18 @@ class Shared:
     async def recall_rows(self, named: dict[str, str]) -> list[Any]:
         """What app.RECALL finds on SQLite."""
         ledger, *rows = sorted(await self._run(self._writer_pool, RECALL, named), key=lambda row: row[0] != "ledger")
-        kind, epoch, seq, last_order_id, self._transaction, counts = ledger
+        kind, epoch, seq, last_order_id, transaction, counts = ledger
+        number, began = transaction.split(",")
+        self._transaction = {"number": int(number), "began": began, "seq": int(seq) + 1}
         found: list[Any] = [(kind, epoch, int(seq), int(last_order_id), counts, None)]
         for kind, first, second, third, fourth, body in rows:
             is_key = kind == "key"
             found.append((kind, first if is_key else int(first), second, third, int(fourth) if is_key else None, body))
         return found
+
+    async def commit(self, transaction: Any) -> None:
+        self._has_events = bool(transaction.events)
+        await super().commit(transaction)  # type: ignore[misc]
 
     async def write(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one statement: in the transaction of guard() where there is one, else as a transaction of its own."""
@@ -335,7 +342,7 @@ class Shared:
 
         Raises Problem where it was not committed. That is found out even where the connection was lost meanwhile.
         """
-        self._transaction = ""
+        self._transaction, self._has_events = {}, False
         try:
             async with self._connection(self._writer_pool) as connection:
                 begin = f"{self._begin} SELECT 1 FROM ledger FOR UPDATE"
@@ -358,9 +365,16 @@ class Shared:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OUTCOME_SECONDS):
                 while self._transaction and status not in {"committed", "aborted"}:
-                    with contextlib.suppress(self.problem):
-                        query = "SELECT txid_status(:number)"
-                        [(status,)] = await self._run(self._reader_pool, query, {"number": int(self._transaction)})
+                    try:
+                        [(said,)] = await self._run(self._reader_pool, OUTCOME, self._transaction)
+                        if said == "committed" and self._has_events:
+                            in_log = await self._run(self._reader_pool, IN_LOG, self._transaction)
+                            said = "committed" if in_log else "aborted"
+                        status = said
+                    except asyncpg.InvalidParameterValueError:  # a number that has not been given, or not again
+                        status = "aborted"
+                    except self.problem:
+                        pass
                     await asyncio.sleep(0.05)
         if status != "committed":
             raise self.unavailable(error, NOTHING_STORED if status == "aborted" else NOT_KNOWN) from error

@@ -50,7 +50,8 @@ MIGRATIONS: Final = (
         order_id bigint NOT NULL REFERENCES orders (id),
         actor text,
         changes json NOT NULL,
-        body json NOT NULL
+        body json NOT NULL,
+        began timestamptz NOT NULL DEFAULT now()                    -- its transaction did: which one that was
     );
     CREATE INDEX events_by_order ON events (order_id);
 
@@ -120,7 +121,7 @@ MIGRATIONS: Final = (
 """What takes a database from each version to the next; the table `schema_version` counts those that it has had."""
 
 RECALL: Final = """
-    SELECT 'ledger', epoch, seq::text, last_order_id::text, txid_current()::text, counts FROM ledger
+    SELECT 'ledger', epoch, seq::text, last_order_id::text, concat_ws(',', txid_current(), now()), counts FROM ledger
     UNION ALL SELECT 'key', credential, key, fingerprint, status::text, answer FROM idempotency_keys
         WHERE (credential, key) IN (SELECT value ->> 0, value ->> 1 FROM json_array_elements(:keys))
     UNION ALL SELECT 'order', id::text, NULL, NULL, NULL, body FROM orders
@@ -128,7 +129,13 @@ RECALL: Final = """
     UNION ALL SELECT 'external', orders.id::text, source, external_id, NULL, body
         FROM json_array_elements(:externals) JOIN orders ON external_id = value ->> 1 AND source = value ->> 0
 """
-"""What a commit needs to know, as app.RECALL asks for it; with the transaction's number, to ask for its outcome by."""
+"""What a commit needs to know, as app.RECALL asks for it; with the transaction's number and time, to ask for its
+outcome by."""
+
+OUTCOME: Final = "SELECT txid_status(:number)"
+IN_LOG: Final = "SELECT 1 FROM events WHERE seq = :seq AND began = :began::text::timestamptz"
+"""Whether the log has the first event of a transaction. A database that crashed gives the numbers of transactions that
+left no trace to others, so that it may say `committed` of another one. To be asked afterwards, in a newer snapshot."""
 
 NEWS: Final = """
     SELECT epoch, ledger.seq, news.seq, type, body FROM ledger
