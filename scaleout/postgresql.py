@@ -146,7 +146,7 @@ class Shared:
         options = self._address.options
         self._seconds = options["command_timeout"]
         common: dict[str, Any] = dict.fromkeys(("host", "port", "user", "password", "database"))
-        common |= {"dsn": self._address.dsn, "timeout": CONNECT_SECONDS, "reset": keep_as_it_is}
+        common |= {"dsn": self._address.dsn, "timeout": min(CONNECT_SECONDS, self._seconds), "reset": keep_as_it_is}
         if self._address.pooled:  # no session is ours: nothing may be kept in one
             common |= {"statement_cache_size": 0}
             begin = "".join(f" SET LOCAL {name} = '{value}';" for name, value in self._address.session.items())
