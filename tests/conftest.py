@@ -19,6 +19,7 @@ Serve = Callable[..., Server]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=("sqlite", "postgresql"), default="sqlite", help="the database to run over")
     parser.addoption("--kill-rounds", type=int, default=15, help="how often the durability test kills its server")
+    parser.addoption("--cluster-rounds", type=int, default=1, help="how often every fault comes over each cluster")
     parser.addoption("--power-cuts", type=int, default=3, help="how often the power-cut test cuts it")
     parser.addoption("--half-open", type=int, default=1000, help="sockets that say nothing, or not enough")
     parser.addoption("--malformed", type=int, default=2000, help="bodies and frames that mean nothing")
@@ -27,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 OVER_POSTGRESQL: Final = {
     "test_all_apis", "test_lifecycle", "test_feed", "test_write_path", "test_accounts", "test_state_machine",
     "test_two_tablets", "test_openapi", "test_durability", "test_shutdown", "test_slow_subscribers", "test_scaleout",
-    "test_to_postgres", "test_cluster_proxy",
+    "test_to_postgres", "test_cluster_proxy", "test_cluster",
 }  # fmt: skip
 """The suites that a database can make a difference to."""
 

@@ -220,8 +220,8 @@ class Reply(NamedTuple):
 class Client:
     """HTTP over one kept connection, which is made anew after an error. Raises OSError where there is no answer."""
 
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    def __init__(self, port: int, deadline: float = DEADLINE) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=deadline)
 
     def close(self) -> None:
         self._connection.close()
