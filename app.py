@@ -1545,10 +1545,13 @@ class ConnectionManager:
     async def reach(self, cursor: str | None) -> None:
         """Wait, where processes share a log, until this one has heard of what another has told a client already."""
         seq = read_cursor(cursor, self.feed.epoch) if cursor and self._storage.shared else None
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(REACH_SECONDS):
                 while seq is not None and seq > self.feed.head and not self.stopping:
                     await self._news.wait()
+        except TimeoutError:
+            if await self._storage.read("SELECT 1 FROM ledger WHERE seq >= :seq", seq=seq):
+                raise Problem("storage_unavailable", "This process is behind the others; try again.", RETRY) from None
 
     async def changes(
         self, after: str | None, limit: int, wait: float, receive: Receive
@@ -1590,6 +1593,8 @@ class ConnectionManager:
                 asyncio.get_running_loop().call_later(DROP_SECONDS, subscriber.transport.abort)
         if subscriber.over.done():
             return subscriber.over.result()
+        if isinstance(failed, Problem):  # what it asks for can't be read now
+            return 1013, failed.code
         for outcome in (failed, left):
             if isinstance(outcome, Exception) and not isinstance(outcome, (OSError, WebSocketDisconnect)):
                 logger.error("a subscriber failed", exc_info=outcome)

@@ -35,6 +35,7 @@ from tests.harness import (
     DEADLINE,
     Client,
     Display,
+    Dropped,
     EventStream,
     Json,
     Server,
@@ -522,6 +523,43 @@ def test_a_crash_before_a_commit_left_a_trace(postgres: Postgres, tmp_path: Path
         until(lambda: first.post(an_order("Lost"), idempotency_key="l").status == 201, "it is taken again")
         posted = [order["items"][0]["name"] for order in first.orders()[:-20]]
         assert posted == ["Lost", "Other"] if somebody_else else ["Lost"]
+
+
+def test_a_display_that_moves_to_a_process_that_hears_nothing(postgres: Postgres, tmp_path: Path) -> None:
+    """It isn't shown an older board, nor told that its cursor is lost: it shall come again, here or elsewhere."""
+    url = postgres.database()
+    with ExitStack() as stack:
+        stack.callback(postgres.drop, url)
+        wire = stack.enter_context(closing(Proxy(url)))
+        cluster = Cluster(tmp_path, url)
+        stack.callback(cluster.end)
+        cluster.servers[0].settings["database_url"] = f"{wire.url}?{BOUNDS}"
+        deaf, other = cluster.start().servers
+        client = stack.enter_context(closing(other.client()))
+        cursor = client.cursor()
+        with closing(Display(deaf.port, after=cursor)) as display:
+            assert display.message()["type"] == "resumed"
+        wire.dead = True
+        order = client.place(an_order())
+        [event] = client.history(cursor)
+        for screen in (Display, EventStream):
+            with closing(screen(deaf.port, after=event["cursor"])) as moved, pytest.raises(Dropped) as end:
+                moved.message()
+            assert end.value.code == (1013 if screen is Display else None)
+        with closing(deaf.client()) as poll:
+            assert parse_problem(poll.changes(after=event["cursor"])) == (503, "storage_unavailable")
+        wire.dead = False
+
+        def resumed() -> bool:
+            with suppress(Dropped), closing(Display(deaf.port, after=event["cursor"])) as display:
+                assert display.message()["type"] == "resumed"
+                return True
+            return False
+
+        until(resumed, "it resumes when the process has heard of it")
+        with closing(deaf.client()) as poll:
+            assert [each["order"] for each in poll.history(cursor)] == [order]
+        assert not re.search(BUGS, cluster.log), cluster.log
 
 
 @pytest.mark.parametrize("fault", FAULTS)
