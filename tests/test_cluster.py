@@ -11,6 +11,7 @@ one order for all, no stall.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
@@ -21,6 +22,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
@@ -30,6 +32,8 @@ from typing import Any, Final
 
 import pytest
 
+import app
+from tests import harness
 from tests.cluster import Cluster, Follower, Hold, Place, Postgres, Proxy
 from tests.harness import (
     DEADLINE,
@@ -539,16 +543,21 @@ def test_a_display_that_moves_to_a_process_that_hears_nothing(postgres: Postgres
         cursor = client.cursor()
         with closing(Display(deaf.port, after=cursor)) as display:
             assert display.message()["type"] == "resumed"
-        wire.dead = True
+        wire.refusing = True
+        wire.cut()
         order = client.place(an_order())
         [event] = client.history(cursor)
-        for screen in (Display, EventStream):
+
+        def sent_away(screen: type[Display | EventStream]) -> int | None:
             with closing(screen(deaf.port, after=event["cursor"])) as moved, pytest.raises(Dropped) as end:
                 moved.message()
-            assert end.value.code == (1013 if screen is Display else None)
-        with closing(deaf.client()) as poll:
+            return end.value.code
+
+        with closing(deaf.client()) as poll, ThreadPoolExecutor(3) as pool:
+            codes = [pool.submit(sent_away, screen) for screen in (Display, EventStream)]
             assert parse_problem(poll.changes(after=event["cursor"])) == (503, "storage_unavailable")
-        wire.dead = False
+            assert [code.result() for code in codes] == [1013, None]
+        wire.refusing = False
 
         def resumed() -> bool:
             with suppress(Dropped), closing(Display(deaf.port, after=event["cursor"])) as display:
@@ -560,6 +569,20 @@ def test_a_display_that_moves_to_a_process_that_hears_nothing(postgres: Postgres
         with closing(deaf.client()) as poll:
             assert [each["order"] for each in poll.history(cursor)] == [order]
         assert not re.search(BUGS, cluster.log), cluster.log
+
+
+def test_a_cursor_that_is_only_ahead_of_its_process() -> None:
+    """One that reads the log, but hasn't published it yet, says so; a cursor that nobody gave is none."""
+
+    async def check() -> None:
+        async with harness.backstage() as behind:
+            await behind.storage.write("UPDATE ledger SET seq = 1")
+            with pytest.raises(app.Problem) as refused:
+                await behind.manager.reach(behind.cursor(1))
+            assert refused.value.code == "storage_unavailable"
+            await behind.manager.reach(behind.cursor(2))
+
+    asyncio.run(check())
 
 
 @pytest.mark.parametrize("fault", FAULTS)
