@@ -243,16 +243,13 @@ class Shared:
             found.append((kind, first if is_key else int(first), second, third, int(fourth) if is_key else None, body))
         return found
 
-    async def commit(self, transaction: Any) -> None:
-        self._has_events = bool(transaction.events)
-        await super().commit(transaction)  # type: ignore[misc]
-
     async def write(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one statement: in the transaction of guard() where there is one, else as a transaction of its own."""
         return await self._run(self._writer_pool, statement, values)
 
     async def commit(self, transaction: Any) -> None:
         """Save what an app.Transaction decided, in the transaction of guard()."""
+        self._has_events = bool(transaction.events)
         ledger, records = transaction.recalled.ledger, b"[%b]" % b",".join(transaction.records)
         values = (records.decode(), ledger.seq, ledger.last_order_id, json.dumps(ledger.counts), transaction.now)
         await self.write("INSERT INTO batch VALUES (?, ?, ?, ?, ?)", values)
