@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import results, rows
-from bench.harness import BenchFailed, machine, working_folder
+from bench.harness import BenchFailed, LeftOut, machine, working_folder
 
 
 def stop(signum: int, frame: FrameType | None) -> None:
@@ -46,6 +46,9 @@ def main() -> int:
         for number in chosen.rows or rows.ROWS:
             try:
                 row = rows.measure(number, options)
+            except LeftOut as why:
+                print(f"row {number} is left out: {why}", file=sys.stderr)
+                continue
             except BenchFailed as error:
                 print(f"row {number}: {error}", file=sys.stderr)
                 failed = 1

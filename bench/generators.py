@@ -365,15 +365,16 @@ class Poster:
                 return
 
 
-def post_to_displays(pipe: Connection, port: int, count: int) -> None:
+def post_to_displays(pipe: Connection, port: int, count: int, post_to: int | None = None) -> None:
     """A poster and displays on one clock. (rate, seconds) → for each order the seconds from POST to the last display.
 
+    Orders go to the port of the displays, or to that of another process on the same database.
     The n-th order has reached a display that has counted n events: events come in the order of their commits.
     """
     gc.disable()
     group = Displays(port, count, "/ws/orders", greets=True)
     group.connect()
-    poster = Poster(port, ORDER, group.epoll)
+    poster = Poster(post_to or port, ORDER, group.epoll)
     reached: list[int] = []
     arrived: list[float] = []
 

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +52,10 @@ PACKAGES: Final = (
 
 class BenchFailed(Exception):
     """A measurement that must not be believed: something was lost, refused, or did not start."""
+
+
+class LeftOut(Exception):
+    """A row can't be measured here, and why: what it compares with isn't there."""
 
 
 # Processes
@@ -330,6 +335,20 @@ def load(server: Server, path: str, clients: int, seconds: float, method: str = 
     busy = after.children_user + after.children_system - usage.children_user - usage.children_system
     share = busy / (said["last"] - said["first"])
     return Load(said["answers"], said["first"], said["last"], said["p50"], said["p99"], share)
+
+
+def load_over(servers: list[Server], path: str, clients: int, seconds: float) -> Load:
+    """Post at several servers at once, so many clients in all; p50 and p99 are those of the slowest server."""
+    shares = [clients // len(servers) + (number < clients % len(servers)) for number in range(len(servers))]
+    usage = os.times()
+    with ThreadPoolExecutor(len(servers)) as pool:
+        loads = list(pool.map(lambda server, share: load(server, path, share, seconds), servers, shares))
+    after = os.times()
+    first, last = min(each.first for each in loads), max(each.last for each in loads)
+    # each load's own share has the others' wrk in it, as they are children of the same process
+    busy = after.children_user + after.children_system - usage.children_user - usage.children_system
+    p50, p99 = max(each.p50 for each in loads), max(each.p99 for each in loads)
+    return Load(sum(each.answers for each in loads), first, last, p50, p99, busy / (last - first))
 
 
 # The machine

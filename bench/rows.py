@@ -12,8 +12,21 @@ from pathlib import Path
 from typing import Final
 
 from bench import generators, history
-from bench.harness import BenchFailed, Generator, Load, Others, Server, app_version, fdatasync_seconds, load
+from bench.harness import (
+    BenchFailed,
+    Generator,
+    LeftOut,
+    Load,
+    Others,
+    Server,
+    app_version,
+    fdatasync_seconds,
+    load,
+    load_over,
+)
+from bench.processes import follower, processes
 from bench.results import Row, percentile
+from tests.engines import Engine, Postgresql, Sqlite, sql, unreachable
 
 MS: Final = 1000.0
 
@@ -433,6 +446,100 @@ def reconnect_storm(options: Options) -> Row:
     return row
 
 
+# 9 and 10. Several processes on PostgreSQL
+
+
+SIZES: Final[dict[str, int]] = {
+    "SQLite, 1 process": 1,
+    "PostgreSQL, 1 process": 1,
+    "PostgreSQL, 2 processes": 2,
+    "PostgreSQL, 4 processes": 4,
+}
+"""Side → processes."""
+
+
+def engines(row: Row) -> dict[str, Engine]:
+    """What each side's orders are kept in. Raises LeftOut where no PostgreSQL answers."""
+    if why := unreachable():
+        raise LeftOut(why)
+    settings = ("server_version", "fsync", "synchronous_commit")
+    version, fsync, synchronous = (sql(f"SHOW {setting}")[0][0] for setting in settings)
+    row.note(f"PostgreSQL {version}, fsync {fsync}, synchronous_commit {synchronous}.")
+    row.note(
+        "Processes, PostgreSQL and generators share this machine's cores: more processes than it has cores to spare "
+        "can't be faster here. PostgreSQL counts among the other processes."
+    )
+    postgresql = Postgresql()
+    return {side: Sqlite() if side.startswith("SQLite") else postgresql for side in SIZES}
+
+
+def orders_over(row: Row, options: Options, engine: Engine, side: str) -> float:
+    """Full load over all processes on a fresh database, after a short one that doesn't count; orders a second."""
+    with processes(engine, SIZES[side], options.folder) as running:
+        warm = load_over(running.servers, "/api/order", 50, min(1, options.seconds / 2))
+        busy, database = running.cpu(), running.database_cpu()
+        measured = load_over(running.servers, "/api/order", 50, options.seconds)
+        used, after = running.cpu() - busy, running.database_cpu()
+        seconds = measured.last - measured.first
+        row.busy(side, used / seconds)
+        row.side(f"{side}: CPU of the processes", used * 1e6 / measured.answers, "µs/order")
+        if database is not None and after is not None:
+            row.busy(f"PostgreSQL of {side}", (after - database) / seconds)
+            row.side(f"{side}: CPU of PostgreSQL", (after - database) * 1e6 / measured.answers, "µs/order")
+        row.busy(f"wrk on {side}", measured.share / SIZES[side], generator=True)  # one for each process
+        row.side(f"{side}: p99", measured.p99 * MS, "ms")
+        running.check(warm.answers + measured.answers)
+        return row.side(side, measured.rate, "orders/s")
+
+
+def several_processes(options: Options) -> Row:
+    """Accepted orders a second of one, two and four processes on one PostgreSQL, against one on SQLite."""
+    row = Row(9, "Accepted durable orders per second on PostgreSQL, 50 clients over 1, 2 and 4 processes")
+    kept = engines(row)
+    for number in range(options.rounds):
+        rate = {side: orders_over(row, options, kept[side], side) for side in turns(list(SIZES), number)}
+        sqlite, one, two, four = (rate[side] for side in SIZES)
+        row.figure("PostgreSQL, 1 process / SQLite", one / sqlite)
+        row.figure("2 processes / 1 process", two / one)
+        row.figure("4 processes / 1 process", four / one)
+    row.note("Every process showed exactly as many orders as all of them answered, none twice; no `seq` was left out.")
+    return row
+
+
+def another_process(options: Options) -> Row:
+    """From POST at one process to displays of another, and the CPU time of a process that takes no orders."""
+    count, rate = 20, 100
+    row = Row(10, f"From POST at one process to {count} displays of another, 100 orders/s; the cost of a follower")
+    kept = engines(row)
+    for number in range(options.rounds):
+        found: dict[str, tuple[float, float]] = {}
+        for side in turns(list(SIZES), number):
+            with processes(kept[side], SIZES[side], options.folder) as running:
+                first, last = running.servers[0], running.servers[-1]
+                with Generator(generators.post_to_displays, last.port, count, first.port) as screens:
+                    screens.ask(rate, min(1, options.seconds))
+                    busy, seen, began = running.cpu(), screens.cpu(), time.monotonic()
+                    taken = screens.ask(rate, options.seconds)
+                    lasted = time.monotonic() - began
+                    row.busy(side, (running.cpu() - busy) / lasted)
+                    row.busy(f"poster and displays of {side}", (screens.cpu() - seen) / lasted, generator=True)
+                found[side] = statistics.median(taken) * MS, percentile(taken, 0.99) * MS
+                row.side(f"{side}: p50", found[side][0], "ms")
+                row.side(f"{side}: p99", found[side][1], "ms")
+                if SIZES[side] == 2:
+                    for displays, name in ((0, "a follower"), (count, f"a follower with {count} displays")):
+                        takes, follows = follower(first, last, displays, options.seconds)
+                        row.side(f"CPU of the process that takes orders, beside {name}", takes * MS, "µs/order")
+                        row.side(f"CPU of {name}", follows * MS, "µs/order")
+                        row.figure(f"CPU for an order, {name} / the process that takes it", follows / takes)
+        for place, name in ((0, "p50"), (1, "p99")):
+            sqlite, *others = (found[side][place] for side in SIZES)
+            for side, other in zip(list(SIZES)[1:], others, strict=True):
+                row.figure(f"{name} on {side}, minus {name} on SQLite", other - sqlite, unit="ms")
+    row.note("With one process, on SQLite or PostgreSQL, it has the displays, too. Every display got every order.")
+    return row
+
+
 ROWS: Final[dict[int, Callable[[Options], Row]]] = {
     1: throughput,
     2: one_client,
@@ -442,6 +549,8 @@ ROWS: Final[dict[int, Callable[[Options], Row]]] = {
     6: polls,
     7: idle_display,
     8: reconnect_storm,
+    9: several_processes,
+    10: another_process,
 }
 
 

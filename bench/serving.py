@@ -18,6 +18,7 @@ UVICORN: dict[str, Any] = {
     "host": "127.0.0.1",
     "access_log": False,
     "ws_per_message_deflate": False,
+    "timeout_keep_alive": 60,  # clients that are done wait for the last one, which takes the reference design seconds
 }
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import app
-from bench import generators
-from bench.harness import BenchFailed, Generator, Server, cpu_seconds, fdatasync_seconds, load
-from tests.engines import Postgresql, sql
+from bench.harness import BenchFailed, Server, fdatasync_seconds, load
+from bench.processes import backends, follower
+from tests.engines import Postgresql
 from tests.harness import an_order, backstage
 
 MEASURED: Final = Path(__file__).parent / "measured.json"
@@ -27,14 +27,6 @@ ROUNDS: Final = 5
 SECONDS: Final = 1.5
 DISPLAYS: Final = 200
 BATCHES: Final = (1, app.MAX_BATCH)
-
-
-def backends(url: str) -> float:
-    """CPU seconds of the database's backends, but for the one that is asked."""
-    pids = sql(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()", url=url
-    )
-    return sum(cpu_seconds(pid) for (pid,) in pids)
 
 
 async def commits(url: str) -> dict[str, dict[str, float]]:
@@ -72,23 +64,6 @@ def requests(server: Server, clients: int) -> float:
     return min(1e3 * seconds / answers for answers, seconds in costs)
 
 
-def follower(first: Server, second: Server, displays: int) -> float:
-    """CPU milliseconds of a process that takes no orders for one that another process takes."""
-    costs = []
-    with Generator(generators.displays, second.port, max(displays, 1), "/ws/orders", True) as group:
-        if displays:
-            group.ask("connect")
-        for _ in range(3):
-            if displays:
-                group.ask("zero")
-            busy = second.cpu()
-            posted = load(first, "/api/order", 10, SECONDS)
-            if displays:
-                group.ask("wait", posted.answers)
-            costs.append(1e3 * (second.cpu() - busy) / posted.answers)
-    return min(costs)
-
-
 def measure(folder: Path, stack: ExitStack) -> dict[str, Any]:
     engine = Postgresql()
     stack.callback(engine.drop_all)
@@ -103,7 +78,10 @@ def measure(folder: Path, stack: ExitStack) -> dict[str, Any]:
     first = stack.enter_context(Server("bistro92", folder, database=database))
     found["request_process_ms"] = {str(clients): requests(first, clients) for clients in (1, 200)}
     second = stack.enter_context(Server("bistro92", folder, database=database))
-    found["follower_ms"] = {str(displays): follower(first, second, displays) for displays in (0, DISPLAYS)}
+    found["follower_ms"] = {
+        str(displays): min(follower(first, second, displays, SECONDS)[1] for _ in range(3))
+        for displays in (0, DISPLAYS)
+    }
     found["process_mib"] = second.memory() / 2**20
     return found
 
