@@ -466,8 +466,8 @@ def engines(row: Row) -> dict[str, Engine]:
     version, fsync, synchronous = (sql(f"SHOW {setting}")[0][0] for setting in settings)
     row.note(f"PostgreSQL {version}, fsync {fsync}, synchronous_commit {synchronous}.")
     row.note(
-        "Processes, PostgreSQL and generators share this machine's cores: more processes than it has cores to spare "
-        "can't be faster here. PostgreSQL counts among the other processes."
+        "Processes, PostgreSQL and generators share this machine's cores, so what 2 and 4 processes reach here doesn't "
+        "say how far they scale. PostgreSQL counts among the other processes."
     )
     postgresql = Postgresql()
     return {side: Sqlite() if side.startswith("SQLite") else postgresql for side in SIZES}

@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 OVER_POSTGRESQL: Final = {
     "test_all_apis", "test_lifecycle", "test_feed", "test_write_path", "test_accounts", "test_state_machine",
     "test_two_tablets", "test_openapi", "test_durability", "test_shutdown", "test_slow_subscribers", "test_scaleout",
-    "test_to_postgres", "test_cluster_proxy", "test_cluster",
+    "test_to_postgres", "test_cluster_proxy", "test_cluster", "test_bench",
 }  # fmt: skip
 """The suites that a database can make a difference to."""
 

@@ -16,6 +16,7 @@ from tests import harness
 from tests.harness import an_order, free_port
 
 
+@pytest.mark.sqlite
 @pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed (apt install wrk)")
 def test_rows_on_postgresql_where_none_answers(tmp_path: Path) -> None:
     """They are left out with a sentence that says what is missing; nothing fails, and nothing is written."""
