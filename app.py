@@ -1727,7 +1727,7 @@ class OrderBook:
 
     async def probe(self) -> None:
         """Show that a commit is possible. Raises Problem, or TimeoutError where others hold the lock too long."""
-        async with asyncio.timeout(BUSY_SECONDS), self.write_lock:
+        async with asyncio.timeout(BUSY_SECONDS), self.write_lock, self._storage.guard():
             if time.monotonic() - self._room_shown < ROOM_PERIOD:  # anybody may ask, as often as they like
                 await self._storage.write(PROBE)
             else:
