@@ -2497,7 +2497,6 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()  # what is here stays, so no collection need look at it;
     gc.set_threshold(20_000, 50, 1000)  # what follows is freed by its counts: full collections only cost latency
-    sys.setswitchinterval(0.0005)  # the writer's thread needs the interpreter some times a commit: 5 ms each add up
     SUBSCRIBERS.set_function(lambda: len(manager))
     QUEUE_BYTES.set_function(manager.most_waiting)
     WAL_BYTES.set_function(storage.wal_bytes)
