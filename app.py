@@ -1405,6 +1405,8 @@ class Subscriber:
         except TimeoutError:
             self.manager.drop(self)
             raise
+        except RuntimeError as error:  # uvicorn has closed the socket: its peer broke the protocol meanwhile
+            raise ConnectionResetError from error
 
     async def tell(self, kind: str, more: bytes = b"") -> None:
         """Say where it stands, with the server's clock: `initial`, `resumed` or `heartbeat`."""
