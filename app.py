@@ -2004,9 +2004,7 @@ class Accounts:
             await asyncio.sleep(REVOKE_PERIOD)
             now = clock()
             past = [hashed for hashed, known in self._tokens.items() if known.expires_at and known.expires_at <= now]
-            for hashed in past:
-                self.revoked += 1
-                self._manager.dismiss(1008, "expired", self._tokens.pop(hashed).id)
+            self._end((self._tokens.pop(hashed).id for hashed in past), "expired")
 
 
 def shown_secret(scope: Scope, headers: dict[bytes, bytes]) -> str:

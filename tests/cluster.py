@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -39,6 +39,7 @@ from tests.harness import (
     Json,
     Server,
     an_order,
+    at_work,
     events,
     free_port,
     until,
@@ -315,22 +316,10 @@ class Till(threading.Thread):
             raise self._fault
 
 
-@contextmanager
-def tills(servers: Sequence[Server], count: int = 4) -> Iterator[list[Till]]:
+def tills(servers: Sequence[Server], count: int = 4) -> AbstractContextManager[list[Till]]:
     """Some that post at the same time, each beginning at another server; they have stopped at the end."""
-    posting = [
-        Till([*servers[number % len(servers) :], *servers[: number % len(servers)]], f"till-{number}")
-        for number in range(count)
-    ]
-    for till in posting:
-        till.start()
-    try:
-        yield posting
-    finally:
-        for till in posting:
-            till.stopping = True
-    for till in posting:
-        till.finish()
+    turns = [[*servers[at:], *servers[:at]] for at in (number % len(servers) for number in range(count))]
+    return at_work([Till(turn, f"till-{number}") for number, turn in enumerate(turns)])
 
 
 class Follower(threading.Thread):

@@ -284,6 +284,32 @@ def parse_problem(reply: Reply) -> tuple[int, str]:
     return reply.status, problem["code"]
 
 
+class Worker(Protocol):
+    """A thread that works until it is told to stop."""
+
+    stopping: bool
+
+    def start(self) -> None: ...
+    def finish(self) -> None: ...
+
+
+Working = TypeVar("Working", bound=Worker)
+
+
+@contextlib.contextmanager
+def at_work(workers: list[Working]) -> Iterator[list[Working]]:
+    """Some that work at the same time; they have stopped at the end."""
+    for worker in workers:
+        worker.start()
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stopping = True
+        for worker in workers:
+            worker.finish()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The feed
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.harness import ROOT, Json, Server, an_order, environment
+from tests.harness import ROOT, Json, Server, an_order, at_work, environment
 
 SOURCE: Final = Path(__file__).with_name("preload.c")
 SECTOR: Final = 512
@@ -153,19 +153,9 @@ class Till(threading.Thread):
             raise self._fault
 
 
-@contextmanager
-def tills(server: Server, name: str, count: int = 4) -> Iterator[list[Till]]:
+def tills(server: Server, name: str, count: int = 4) -> AbstractContextManager[list[Till]]:
     """Some that post at the same time; they have stopped at the end."""
-    posting = [Till(server, f"{name}-{number}", number) for number in range(count)]
-    for till in posting:
-        till.start()
-    try:
-        yield posting
-    finally:
-        for till in posting:
-            till.stopping = True
-        for till in posting:
-            till.finish()
+    return at_work([Till(server, f"{name}-{number}", number) for number in range(count)])
 
 
 def named(orders: list[Json]) -> dict[str, Json]:

@@ -49,6 +49,7 @@ from tests.harness import (
     until,
     without_duplicates,
 )
+from tests.test_proxy import MAIN
 
 pytestmark = pytest.mark.postgresql
 
@@ -80,31 +81,20 @@ backend bistro92
 """
 
 NGINX: Final = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 500; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    map $http_upgrade $connection_of {{ default upgrade; '' ''; }}
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://bistro92;
-            proxy_http_version 1.1;
-            proxy_set_header Host $http_host;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection $connection_of;
-            proxy_buffering off;
-            proxy_connect_timeout 2s;
-            proxy_next_upstream error timeout non_idempotent;
-        }}
+map $http_upgrade $connection_of {{ default upgrade; '' ''; }}
+server {{
+    listen 127.0.0.1:{port};
+    location / {{
+        proxy_pass http://bistro92;
+        proxy_http_version 1.1;
+        proxy_set_header Host $http_host;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $connection_of;
+        proxy_buffering off;
+        proxy_connect_timeout 2s;
+        proxy_next_upstream error timeout non_idempotent;
     }}
+}}
 """
 """Without what ops/ has besides: TLS and forwarded headers, which would make tills log in."""
 
@@ -122,9 +112,11 @@ class Front:
             lines = [f"    server app{number} {address}" for number, address in enumerate(addresses)]
             text, command = HAPROXY.format(port=self.port), [found, "-db", "-f", str(file)]
         else:
-            lines = ["upstream bistro92 { least_conn;", *[f"server {each} max_fails=0;" for each in addresses], "} }"]
-            text = NGINX.format(port=self.port, folder=folder)
-            command = [found, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(file)]
+            lines = ["upstream bistro92 { least_conn;", *[f"server {each} max_fails=0;" for each in addresses], "}"]
+            text, main = NGINX.format(port=self.port), folder / "nginx.conf"
+            main.write_text(MAIN.format(folder=folder))
+            file = folder / "bistro92.conf"
+            command = [found, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(main)]
         file.write_text(text + "\n".join(lines) + "\n")
         self._log = folder / "front.log"
         with self._log.open("ab") as log:
@@ -499,16 +491,23 @@ def restaurant(
         made.end()
 
 
-@pytest.mark.parametrize("somebody_else", [True, False])
-def test_a_crash_before_a_commit_left_a_trace(postgres: Postgres, tmp_path: Path, somebody_else: bool) -> None:
-    """The number of such a transaction is given again, maybe to one that commits. Who asks isn't fooled."""
+@contextmanager
+def wired(postgres: Postgres, folder: Path, more: str = "") -> Iterator[tuple[Proxy, Cluster]]:
+    """Two processes, not yet started, the first of which reaches the database over a wire; `more` is for its URL."""
     url = postgres.database()
     with ExitStack() as stack:
         stack.callback(postgres.drop, url)
         wire = stack.enter_context(closing(Proxy(url)))
-        cluster = Cluster(tmp_path, url)
+        cluster = Cluster(folder, url)
         stack.callback(cluster.end)
-        cluster.servers[0].settings["database_url"] = wire.url
+        cluster.servers[0].settings["database_url"] = wire.url + more
+        yield wire, cluster
+
+
+@pytest.mark.parametrize("somebody_else", [True, False])
+def test_a_crash_before_a_commit_left_a_trace(postgres: Postgres, tmp_path: Path, somebody_else: bool) -> None:
+    """The number of such a transaction is given again, maybe to one that commits. Who asks isn't fooled."""
+    with wired(postgres, tmp_path) as (wire, cluster), ExitStack() as stack:
         first, second = [stack.enter_context(closing(server.client())) for server in cluster.start().servers]
         for number in range(20):  # what a page needs once after a checkpoint has been written
             first.place(an_order(f"Starter {number}"))
@@ -526,18 +525,12 @@ def test_a_crash_before_a_commit_left_a_trace(postgres: Postgres, tmp_path: Path
         assert parse_problem(first.post(an_order("Lost"), idempotency_key="l")) == (503, "storage_unavailable")
         until(lambda: first.post(an_order("Lost"), idempotency_key="l").status == 201, "it is taken again")
         posted = [order["items"][0]["name"] for order in first.orders()[:-20]]
-        assert posted == ["Lost", "Other"] if somebody_else else ["Lost"]
+        assert posted == (["Lost", "Other"] if somebody_else else ["Lost"])
 
 
 def test_a_display_that_moves_to_a_process_that_hears_nothing(postgres: Postgres, tmp_path: Path) -> None:
     """It isn't shown an older board, nor told that its cursor is lost: it shall come again, here or elsewhere."""
-    url = postgres.database()
-    with ExitStack() as stack:
-        stack.callback(postgres.drop, url)
-        wire = stack.enter_context(closing(Proxy(url)))
-        cluster = Cluster(tmp_path, url)
-        stack.callback(cluster.end)
-        cluster.servers[0].settings["database_url"] = f"{wire.url}?{BOUNDS}"
+    with wired(postgres, tmp_path, f"?{BOUNDS}") as (wire, cluster), ExitStack() as stack:
         deaf, other = cluster.start().servers
         client = stack.enter_context(closing(other.client()))
         cursor = client.cursor()

@@ -24,21 +24,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests import harness
 from tests.conftest import Serve
-from tests.harness import DEADLINE, ROOT, Json, Server, an_order, free_port, until
+from tests.harness import DEADLINE, ROOT, Json, Reply, Server, an_order, free_port, until
 from tests.test_proxy import MAIN, certificate
 
 SBIN: Final = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 Configure = Callable[[Path, int, list[int]], list[str]]
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class Front(NamedTuple):
@@ -47,13 +37,13 @@ class Front(NamedTuple):
     port: int
     trust: ssl.SSLContext
 
-    def request(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         connection = http.client.HTTPSConnection("localhost", self.port, timeout=DEADLINE, context=self.trust)
         with closing(connection):
             content = json.dumps(body).encode() if body is not None else None
             connection.request(method, path, content, {name.replace("_", "-"): text for name, text in headers.items()})
             response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
+            return Reply(response.status, response.headers, response.read())
 
 
 def adapted(name: str, changes: dict[str, str]) -> str:
