@@ -119,7 +119,7 @@ KEY_RETENTION_HOURS: Final = 72
 # Bounds of what is held, in entries or bytes
 MAX_WAITING_WRITES: Final = 10_000
 MAX_BATCH: Final = 250  # writes in one commit: enough to share the disk's cost; the last one doesn't wait long
-GATHER_TURNS: Final = 4  # of the event loop before a commit: who was just answered often asks again
+GATHER_TURNS: Final = 4  # of the event loop between two commits: who was just answered often asks again
 MAX_LOGINS: Final = 50  # on their way at once: each costs tens of megabytes and milliseconds
 MAX_LOGINS_EACH: Final = 10  # of them by one client, so that nobody can lock the others out
 MAX_FAULTS: Final = 20  # named in one answer
@@ -145,6 +145,7 @@ SESSION_SECONDS: Final = 86_400
 COOKIE_SECONDS: Final = 400 * 86_400  # as long as browsers keep one; a screen that is opened asks for more
 MAX_LOGIN_DELAY: Final = 5.0  # after failures: slow for who guesses, never a lock-out
 REACH_SECONDS: Final = 2.0  # for a process to hear of what another one has told a client
+DOOR_SECONDS: Final = 0.005  # for a commit to be answered, before the next subscriber comes in or goes
 FIRE_PERIOD: Final = 0.5
 REVOKE_PERIOD: Final = 0.5
 ASK_PERIOD: Final = 0.1  # between two questions to the database about tokens that a process doesn't know
@@ -621,6 +622,13 @@ class Ledger:
     last_order_id: int
     counts: dict[str, int]  # orders in each state
 
+    def copy(self) -> Ledger:
+        return Ledger(self.epoch, self.seq, self.last_order_id, {**self.counts})
+
+
+class NotNew(Exception):
+    """A key, or an external id, that was taken to be new is on record. Nothing was saved; recall, and decide again."""
+
 
 class Recalled(NamedTuple):
     """What the database holds of the things that some writes name."""
@@ -1016,6 +1024,7 @@ class Storage:
     """
 
     shared = False  # whether other processes write, too: then the log is followed, and memory may be behind
+    _ledger: Ledger | None = None  # as this process's last commit left it; None where that isn't known, or is shared
 
     def __init__(self, url: str):
         named = url.removeprefix("sqlite://").removeprefix("/")
@@ -1089,8 +1098,14 @@ class Storage:
             await self._writer.rollback()
             raise
 
-    async def recall(self, writes: Sequence[Write]) -> Recalled:
-        """What the database holds of the orders, keys and external names that some writes are about."""
+    async def recall(self, writes: Sequence[Write], surely: bool = False) -> Recalled:
+        """What the database holds of the orders, keys and external names that some writes are about.
+
+        Most writes are new orders. These are taken to be new, which costs no question: where one isn't, the commit
+        finds its key or name on record, raises NotNew, and the writes are decided again on what is `surely` there.
+        """
+        if self._ledger and not surely and all(write.order_id is None for write in writes):
+            return Recalled(self._ledger.copy(), {}, {}, {})
         named = {
             "keys": to_json([write.key[:2] for write in writes if write.key]).decode(),
             "ids": to_json([write.order_id for write in writes if write.order_id]).decode(),
@@ -1120,12 +1135,15 @@ class Storage:
 
     async def commit(self, transaction: Transaction) -> None:
         """Save a transaction: one statement, durable when this returns, without a trace when it raises."""
-        ledger = transaction.recalled.ledger
+        ledger, self._ledger = transaction.recalled.ledger, None
         moved = (transaction.now, ledger.seq, ledger.last_order_id, to_json(ledger.counts).decode())
         rows = ",".join([f"(?{place}, ?1, ?2, ?3, ?4)" for place in range(5, 5 + len(transaction.records))])
         try:
             records = [record.decode() for record in transaction.records]
             await self.write(f"INSERT INTO batch VALUES {rows}", (*moved, *records))
+            self._ledger = ledger
+        except sqlite3.IntegrityError as error:
+            raise NotNew from error
         except Problem as problem:
             # A sync that failed leaves all of it in the WAL, where a restart would find it: it is written over.
             if getattr(problem.__cause__, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
@@ -1472,6 +1490,9 @@ class ConnectionManager:
         self.feed = feed
         self.max_message = settings.max_body_bytes  # characters that a display may send at once
         self.stopping = False
+        self.calm = asyncio.Event()  # cleared by the order book while a commit is under way
+        self.calm.set()
+        self._door = asyncio.Lock()  # whoever holds it is the next to come in or to go
         self._storage = storage
         self._max_subscribers = settings.max_subscribers
         self._queue_bytes = settings.subscriber_queue_bytes
@@ -1487,6 +1508,18 @@ class ConnectionManager:
         """Raises Problem where there is no room for one more subscriber."""
         if len(self) >= self._max_subscribers:
             raise Problem("too_many_subscribers", f"No more than {self._max_subscribers} are served.", RETRY)
+
+    async def pass_door(self) -> None:
+        """Come in or go, one subscriber a turn of the loop, however many crowd in the door, and none during a commit.
+
+        A loop that never rests keeps the interpreter from SQLite's thread, which wakes too late to catch it.
+        """
+        async with self._door:
+            await asyncio.sleep(0)
+            if not self.calm.is_set() and not self.stopping:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DOOR_SECONDS):
+                        await self.calm.wait()
 
     def publish(self, events: Sequence[Event]) -> None:
         """Take a commit's events and wake whoever carries them on. Costs the same for any number of subscribers."""
@@ -1586,6 +1619,8 @@ class ConnectionManager:
         try:
             ends: list[asyncio.Future[Any]] = [follow, listen, subscriber.over]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            self._subscribers.pop(subscriber, None)
+            await self.pass_door()
         finally:
             self._subscribers.pop(subscriber, None)
             follow.cancel()
@@ -1668,27 +1703,27 @@ class OrderBook:
     async def _commit_waiting(self) -> None:
         try:
             while self._waiting:
+                self._manager.calm.clear()
                 async with self.write_lock:  # taken anew for each commit: probes and housekeeping get their turn
-                    for _ in range(GATHER_TURNS):
-                        await asyncio.sleep(0)
                     await self._commit([self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))])
+                self._manager.calm.set()
+                for _ in range(GATHER_TURNS):
+                    await asyncio.sleep(0)
         finally:
+            self._manager.calm.set()
             self._committing = None
 
     async def _commit(self, writes: Sequence[Write]) -> None:
         """Decide and save some writes in one transaction, answer each caller, publish."""
-        started, answers, events = time.perf_counter(), list[Outcome | Exception](), list[Event]()
+        started, events = time.perf_counter(), list[Event]()
+        answers: Sequence[Outcome | Exception]
         try:
             async with self._storage.guard():
-                transaction = Transaction(await self._storage.recall(writes), clock())
-                for write in writes:
-                    try:
-                        answers.append(transaction.apply(write))
-                    except Problem as refusal:
-                        answers.append(refusal)
-                if transaction.records:
-                    await self._storage.commit(transaction)
-            events = transaction.events
+                try:
+                    decided = await self._decide(writes)
+                except NotNew:
+                    decided = await self._decide(writes, surely=True)
+            answers, events = decided  # not before the guard has committed
         except Problem as problem:
             answers = [problem] * len(writes)
         except Exception as error:  # a bug in a rule, or a constraint that the rules don't know: it fails alone
@@ -1716,6 +1751,20 @@ class OrderBook:
         WRITES.labels("accepted").inc(len(answers) - refused)
         COMMIT_SECONDS.observe(time.perf_counter() - started)
         BATCH_WRITES.observe(len(writes))
+
+    async def _decide(
+        self, writes: Sequence[Write], surely: bool = False
+    ) -> tuple[list[Outcome | Exception], list[Event]]:
+        """What each write comes to, saved, and the events of all. Raises Problem or NotNew: then nothing was."""
+        transaction, answers = Transaction(await self._storage.recall(writes, surely), clock()), list[Any]()
+        for write in writes:
+            try:
+                answers.append(transaction.apply(write))
+            except Problem as refusal:
+                answers.append(refusal)
+        if transaction.records:
+            await self._storage.commit(transaction)
+        return answers, transaction.events
 
     async def load_feed(self) -> None:
         """Let the feed begin where the database stands."""
@@ -2357,7 +2406,6 @@ class Bistro92(FastAPI):
         super().__init__(**options)
         self.server: Any = None  # the uvicorn.Server that runs this; None under another server, or in a thread
         self.in_flight: set[Any] = set()  # sockets of requests under way, so that a stop can abort them
-        self.arrivals = asyncio.Lock()  # subscribers come in one a turn of the loop, however many stand at the door
         self.direct: dict[tuple[str, str], Any] = {}  # (method, path) → its route, where the path has no parameters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -2376,8 +2424,7 @@ class Bistro92(FastAPI):
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
             if path in FEEDS:
-                async with self.arrivals:
-                    await asyncio.sleep(0)
+                await manager.pass_door()
             elif scope.get("method") == "HEAD":
                 # the server, who knows better, sends no body
                 scope = {**scope, "method": "GET", "bistro92.method": "HEAD"}
@@ -2496,7 +2543,7 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     on_stop(app)
     gc.collect()
     gc.freeze()  # what is here stays, so no collection need look at it;
-    gc.set_threshold(20_000, 50, 1000)  # what follows is freed by its counts: full collections only cost latency
+    gc.set_threshold(5_000, 1, 50_000)  # what follows is freed by its counts: full collections only cost latency
     SUBSCRIBERS.set_function(lambda: len(manager))
     QUEUE_BYTES.set_function(manager.most_waiting)
     WAL_BYTES.set_function(storage.wal_bytes)

@@ -125,7 +125,11 @@ class Displays:
             with contextlib.suppress(BlockingIOError):
                 connection.connect(("127.0.0.1", self._port))
             self.displays[connection.fileno()] = Display(connection)
-            self.epoll.register(connection, select.EPOLLOUT)
+            try:
+                connection.send(self._handshake)  # on loopback it is connected by now, and a display doesn't wait
+                self.epoll.register(connection, select.EPOLLIN)
+            except BlockingIOError:
+                self.epoll.register(connection, select.EPOLLOUT)
         while self._live < self.count:
             if time.monotonic() - started > WAIT_SECONDS or self.lost:
                 raise ConnectionError(f"{self._live} of {self.count} displays connected, {self.lost} were closed")
@@ -226,6 +230,8 @@ def displays(
     """Displays that wait for commands:
 
     ("connect",)    connect all at once → seconds
+    ("leave",)      drop all → None
+    ("return",)     connect all at once → (start, end)
     ("reconnect",)  drop all, then connect all at once → (start, end)
     ("zero",)       count from 0 → None
     ("wait", n)     until each has counted n → (when the last one had, events in all)
@@ -241,7 +247,10 @@ def displays(
                 command, *arguments = pipe.recv()
                 if command == "connect":
                     pipe.send(group.connect())
-                elif command == "reconnect":
+                elif command == "leave":
+                    group.close()
+                    pipe.send(None)
+                elif command in {"return", "reconnect"}:
                     started = time.monotonic()
                     group.close()
                     group.connect()

@@ -247,10 +247,10 @@ class FaultyStorage(app.Storage):
         self.after_commit: Callable[[], Awaitable[None]] | None = None
         self.commits = 0
 
-    async def recall(self, writes: Any) -> app.Recalled:
+    async def recall(self, writes: Any, surely: bool = False) -> app.Recalled:
         if self.before_recall:
             await self.before_recall()
-        return await super().recall(writes)
+        return await super().recall(writes, surely)
 
     async def commit(self, transaction: app.Transaction) -> None:
         if self.before_commit:
