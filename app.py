@@ -1619,7 +1619,7 @@ class ConnectionManager:
         try:
             ends: list[asyncio.Future[Any]] = [follow, listen, subscriber.over]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            self._subscribers.pop(subscriber, None)
+            self._subscribers.pop(subscriber, None)  # who stands in the door is told nothing more
             await self.pass_door()
         finally:
             self._subscribers.pop(subscriber, None)

@@ -309,7 +309,7 @@ class Restaurant:
         assert in_the_log == last == len(log)
         for display in self.displays:
             assert display.reach(log[-1]["cursor"]) == log
-        assert all(server.running.poll() is None for server in self.servers)
+        assert {server.running.poll() for server in self.servers} == {None}, self.cluster.log
         assert not re.search(BUGS, self.cluster.log), self.cluster.log
 
     # -- what faults need ---------------------------------------------------------------------------------------------

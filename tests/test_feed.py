@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -665,6 +666,52 @@ def test_one_subscriber_too_many(serve: Serve) -> None:
         until(lambda: server.metric("bistro92_subscribers") == 1, "the display is gone")
         with closing(Display(server.port)) as another:
             assert another.message()["orders"] == [order]
+
+
+@both
+def test_a_screen_that_comes_and_goes_while_a_commit_hangs(server: Server, client: Client, screen: Open) -> None:
+    """Commits go first, but not for long: it is let in, and forgotten when it has left, while the order waits."""
+    subscribers = partial(server.metric, "bistro92_subscribers")
+    until(lambda: subscribers() == 0, "other tests' screens are gone")
+    with ThreadPoolExecutor(1) as pool, server.held() as let_go:
+        posting = pool.submit(post_many, server, [an_order()])
+        for _ in range(3):
+            with closing(screen(server.port)) as come:
+                assert come.message()["type"] == "initial"
+                assert subscribers() == 1
+            until(lambda: subscribers() == 0, "it is forgotten")
+        assert not posting.done()
+        let_go()
+        posting.result(DEADLINE)
+
+
+def test_a_crowd_in_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subscribers come in one a turn of the loop, in their order, and none while a commit is under way."""
+    monkeypatch.setattr(app, "DOOR_SECONDS", DEADLINE)
+
+    async def scenario() -> None:
+        async with backstage() as behind:
+            inside: list[int] = []
+
+            async def come(number: int) -> None:
+                await behind.manager.pass_door()
+                inside.append(number)
+
+            async with behind.book.write_lock:
+                placing = asyncio.create_task(behind.place())
+                crowd = [asyncio.create_task(come(number)) for number in range(5)]
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert inside == []
+            await placing
+            grown = [len(inside)]
+            while len(inside) < len(crowd):
+                await asyncio.sleep(0)
+                grown.append(len(inside))
+            assert inside == [0, 1, 2, 3, 4]
+            assert max(later - sooner for sooner, later in itertools.pairwise(grown)) == 1
+
+    asyncio.run(scenario())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -246,6 +246,11 @@ class FaultyStorage(app.Storage):
         self.before_commit: Callable[[], Awaitable[None]] | None = None
         self.after_commit: Callable[[], Awaitable[None]] | None = None
         self.commits = 0
+        self.questions = 0  # how often it was asked what is on record
+
+    async def recall_rows(self, named: dict[str, str]) -> list[Any]:
+        self.questions += 1
+        return await super().recall_rows(named)
 
     async def recall(self, writes: Any, surely: bool = False) -> app.Recalled:
         if self.before_recall:
@@ -261,8 +266,8 @@ class FaultyStorage(app.Storage):
             await self.after_commit()
 
 
-def failing(error: Exception) -> Callable[[], Awaitable[None]]:
-    async def fail() -> None:
+def failing(error: Exception) -> Callable[..., Awaitable[Any]]:
+    async def fail(*_: Any) -> None:
         raise error
 
     return fail
@@ -398,6 +403,61 @@ def test_one_write_of_a_batch_that_is_refused() -> None:
             assert replayed.body == first.body
             assert [order["items"][0]["name"] for order in await behind.listed()] == ["First", "Second", "Third"]
             assert behind.feed.head == 3
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("known", ["key", "pair"])
+def test_a_new_order_that_is_on_record(known: str) -> None:
+    """Orders are taken to be new. Where one isn't, its commit fails; then all are decided anew, and saved once."""
+
+    async def scenario() -> None:
+        storage = FaultyStorage()
+        async with backstage(storage) as behind:
+            first = await behind.place(an_order("First", source="till", external_id="1"), key="old")
+            storage.questions, storage.commits = 0, 0
+            async with behind.book.write_lock:
+                writes = [
+                    behind.write(an_order("Second"), key="new"),
+                    behind.write(an_order("First"), key="old")
+                    if known == "key"
+                    else behind.write(an_order("First", source="till", external_id="1"), key="other"),
+                    behind.write(an_order("Third")),
+                ]
+                callers = [asyncio.create_task(behind.book.submit(write)) for write in writes]
+                await asyncio.sleep(0)
+            second, again, third = await asyncio.gather(*callers, return_exceptions=True)
+            if known == "key":
+                assert again == first._replace(replayed=True)
+            else:
+                assert isinstance(again, app.Problem)
+                assert (again.code, again.order and again.order["id"]) == ("duplicate_order", 1)
+            assert [each.order_id for each in (second, third) if isinstance(each, app.Outcome)] == [2, 3]
+            assert [order["items"][0]["name"] for order in await behind.listed()] == ["First", "Second", "Third"]
+            assert [event.seq for event in behind.feed.recent] == [1, 2, 3]
+            assert (storage.questions, storage.commits) == (1, 1)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.sqlite
+def test_what_new_orders_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No question to the database, but for the first one and after a commit that failed: then nothing is assumed."""
+
+    async def scenario() -> None:
+        storage = FaultyStorage()
+        async with backstage(storage) as behind:
+            for number in range(3):
+                await behind.place(an_order(source="till", external_id=f"{number}"), key=f"k{number}")
+            assert storage.questions == 1
+            monkeypatch.setattr(storage, "write", failing(app.Problem("storage_unavailable", "The disk is full.")))
+            with pytest.raises(app.Problem, match="full"):
+                await behind.place()
+            monkeypatch.undo()
+            assert [(await behind.place()).order_id for _ in range(2)] == [4, 5]
+            assert storage.questions == 2
+            assert [event.seq for event in behind.feed.recent] == [1, 2, 3, 4, 5]
 
     asyncio.run(scenario())
 
