@@ -1,4 +1,4 @@
-"""The least that an idle display costs under uvicorn: an ASGI app that accepts a WebSocket and waits."""
+"""The least that displays cost under uvicorn: an app that accepts a WebSocket and waits, and answers a POST unread."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ async def socket(websocket: WebSocket) -> None:
             await websocket.receive_text()
     except WebSocketDisconnect:
         return
+
+
+@app.post("/api/order", status_code=201)
+async def order() -> dict[str, str]:
+    """Take an order that nobody looks at."""
+    return {}
 
 
 if __name__ == "__main__":

@@ -407,7 +407,12 @@ def idle_display(options: Options) -> Row:
 # 8. Everybody comes back at once
 
 
-STORMS = {"returned": "all come back", "dropped": "all drop and come back"}
+SITUATIONS = {
+    "nobody": "no display",
+    "connected": "all connected",
+    "return": "all come back",
+    "reconnect": "all drop and come back",
+}
 
 
 def reconnect_storm(options: Options) -> Row:
@@ -415,42 +420,62 @@ def reconnect_storm(options: Options) -> Row:
     count, rate, storms = options.few(2000, 200), 25, options.few(3, 1)
     seconds = options.few(6, 2)
     row = Row(8, f"{count:,} displays reconnect at once, 300 open orders, POSTs go on")
-    for _ in range(options.rounds):
+
+    def storm(server: Server, screens: Generator, poster: Generator, command: str) -> list[float]:
+        """The seconds that each order took that was due while displays were coming back."""
+        if command == "return":
+            screens.ask("leave")
+            time.sleep(3)  # they are seen off by then; the longest that it was seen to take is one
+        busy, seen, started = server.cpu(), screens.cpu(), time.monotonic()
+        poster.tell(rate, seconds)
+        time.sleep(0.2)
+        begin, end = screens.ask(command)
+        name = f"{server.side}, {SITUATIONS[command]}"
+        row.side(f"{name}: all are back after", end - begin, "s")
+        row.busy(name, (server.cpu() - busy) / (time.monotonic() - started))
+        row.busy(f"displays of {name}", (screens.cpu() - seen) / (time.monotonic() - started), generator=True)
+        taken = [taken for due, taken in poster.answer() if begin <= due <= end]
+        if not taken:
+            raise BenchFailed("the displays were back before one order was posted")
+        return taken
+
+    def p99_of(side: str) -> dict[str, float]:
+        """By situation, in milliseconds."""
+        greets = side == "bistro92"
         with contextlib.ExitStack() as stack:
-            server = stack.enter_context(Server("bistro92", options.folder))
-            for _ in range(300):
+            server = stack.enter_context(Server(side, options.folder))
+            for _ in range(300 if greets else 0):
                 server.request("POST", "/api/order", generators.ORDER)
-            screens = stack.enter_context(Generator(generators.displays, server.port, count, "/ws/orders", True))
+            screens = stack.enter_context(Generator(generators.displays, server.port, count, "/ws/orders", greets))
             poster = stack.enter_context(Generator(generators.paced_posts, server.port, generators.LATER, 16))
             poster.ask(rate, 1)
             found = {"nobody": [taken for _, taken in poster.ask(rate, seconds)]}
             screens.ask("connect")
             poster.ask(rate, 1)
             found["connected"] = [taken for _, taken in poster.ask(rate, seconds)]
-            for side, command in (("returned", "return"), ("dropped", "reconnect")):
-                found[side] = []
+            for command in ("return", "reconnect"):
+                found[command] = []
                 for _ in range(storms):
-                    if side == "returned":
-                        screens.ask("leave")
-                        time.sleep(3)  # they are seen off by then; the longest that it was seen to take is one
-                    busy, seen, started = server.cpu(), screens.cpu(), time.monotonic()
-                    poster.tell(rate, seconds)
-                    time.sleep(0.2)
-                    begin, end = screens.ask(command)
-                    row.side(f"all displays are back, {STORMS[side]}", end - begin, "s")
-                    row.busy(f"bistro92, {side}", (server.cpu() - busy) / (time.monotonic() - started))
-                    row.busy(f"displays, {side}", (screens.cpu() - seen) / (time.monotonic() - started), generator=True)
-                    found[side] += [taken for due, taken in poster.answer() if begin <= due <= end]
-                if not found[side]:
-                    raise BenchFailed("the displays were back before one order was posted")
-        p99 = {}
-        for side, name in {"nobody": "no display", "connected": "all connected", **STORMS}.items():
-            row.side(f"POST p50, {name}", statistics.median(found[side]) * MS, "ms")
-            p99[side] = row.side(f"POST p99, {name}", percentile(found[side], 0.99) * MS, "ms")
-        for side, name in STORMS.items():
-            row.figure(f"POST p99, {name} / no display", p99[side] / p99["nobody"], 5, at_least=False)
-            row.figure(f"POST p99, {name} / all connected", p99[side] / p99["connected"])
+                    found[command] += storm(server, screens, poster, command)
+        for situation, name in SITUATIONS.items():
+            row.side(f"{side}, {name}: POST p50", statistics.median(found[situation]) * MS, "ms")
+        return {
+            situation: row.side(f"{side}, {name}: POST p99", percentile(found[situation], 0.99) * MS, "ms")
+            for situation, name in SITUATIONS.items()
+        }
+
+    for number in range(options.rounds):
+        p99 = {side: p99_of(side) for side in turns(["bistro92", "bare"], number)}
+        ours, bare = p99["bistro92"], p99["bare"]
+        row.figure("POST p99, all come back / no display", ours["return"] / ours["nobody"], 5, at_least=False)
+        row.figure("POST p99, all come back / all connected", ours["return"] / ours["connected"])
+        row.figure(
+            "POST p99, all drop and come back / no display", ours["reconnect"] / ours["nobody"], 5, at_least=False
+        )
+        row.figure("the same of bare uvicorn, which does nothing else", bare["reconnect"] / bare["nobody"])
+        row.figure("POST p99, all drop and come back, bistro92 / bare uvicorn", ours["reconnect"] / bare["reconnect"])
     row.note(f"Each {storms} times in a round; an order counts if it was due while displays were coming back.")
+    row.note("Bare uvicorn answers a POST unread, and lets displays connect; it tells them nothing.")
     return row
 
 
