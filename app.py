@@ -145,7 +145,7 @@ SESSION_SECONDS: Final = 86_400
 COOKIE_SECONDS: Final = 400 * 86_400  # as long as browsers keep one; a screen that is opened asks for more
 MAX_LOGIN_DELAY: Final = 5.0  # after failures: slow for who guesses, never a lock-out
 REACH_SECONDS: Final = 2.0  # for a process to hear of what another one has told a client
-DOOR_SECONDS: Final = 0.005  # for a commit to be answered, before the next subscriber comes in or goes
+DOOR_SECONDS: Final = 0.005  # for a commit to be answered, before subscribers come in or go; then they do as long
 FIRE_PERIOD: Final = 0.5
 REVOKE_PERIOD: Final = 0.5
 ASK_PERIOD: Final = 0.1  # between two questions to the database about tokens that a process doesn't know
@@ -627,7 +627,7 @@ class Ledger:
 
 
 class NotNew(Exception):
-    """A key, or an external id, that was taken to be new is on record. Nothing was saved; recall, and decide again."""
+    """What was taken to be new may be on record. Nothing was saved; recall, and decide again."""
 
 
 class Recalled(NamedTuple):
@@ -637,6 +637,7 @@ class Recalled(NamedTuple):
     orders: dict[int, Order]
     keys: dict[tuple[str, str], tuple[str, Outcome]]  # (credential, name) → (fingerprint, what it was answered)
     externals: dict[tuple[str, str], int]  # (source, external_id) → the order's id
+    is_guess: bool = False  # the ledger is known; the rest is taken to be new, so the database wasn't asked
 
 
 class Event:
@@ -1062,6 +1063,7 @@ class Storage:
 
     async def close(self) -> None:
         """Disconnect, the writer last, so that it alone checkpoints the WAL into the file."""
+        self._ledger = None
         while self.connections:
             await self.connections.pop().__aexit__()
         if self._claim:
@@ -1105,7 +1107,7 @@ class Storage:
         finds its key or name on record, raises NotNew, and the writes are decided again on what is `surely` there.
         """
         if self._ledger and not surely and all(write.order_id is None for write in writes):
-            return Recalled(self._ledger.copy(), {}, {}, {})
+            return Recalled(self._ledger.copy(), {}, {}, {}, is_guess=True)
         named = {
             "keys": to_json([write.key[:2] for write in writes if write.key]).decode(),
             "ids": to_json([write.order_id for write in writes if write.order_id]).decode(),
@@ -1493,6 +1495,7 @@ class ConnectionManager:
         self.calm = asyncio.Event()  # cleared by the order book while a commit is under way
         self.calm.set()
         self._door = asyncio.Lock()  # whoever holds it is the next to come in or to go
+        self._opened = -math.inf  # when it last had been closed for a commit, on the monotonic clock
         self._storage = storage
         self._max_subscribers = settings.max_subscribers
         self._queue_bytes = settings.subscriber_queue_bytes
@@ -1510,16 +1513,18 @@ class ConnectionManager:
             raise Problem("too_many_subscribers", f"No more than {self._max_subscribers} are served.", RETRY)
 
     async def pass_door(self) -> None:
-        """Come in or go, one subscriber a turn of the loop, however many crowd in the door, and none during a commit.
+        """Come in or go, one subscriber a turn of the loop, however many crowd in the door, and not during a commit.
 
-        A loop that never rests keeps the interpreter from SQLite's thread, which wakes too late to catch it.
+        A loop that never rests keeps the interpreter from SQLite's thread, which wakes too late to catch it. But where
+        commits never rest, the door is open for half of the time.
         """
         async with self._door:
             await asyncio.sleep(0)
-            if not self.calm.is_set() and not self.stopping:
+            if not self.calm.is_set() and time.monotonic() - self._opened > DOOR_SECONDS:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(DOOR_SECONDS):
                         await self.calm.wait()
+                self._opened = time.monotonic()
 
     def publish(self, events: Sequence[Event]) -> None:
         """Take a commit's events and wake whoever carries them on. Costs the same for any number of subscribers."""
@@ -1619,8 +1624,9 @@ class ConnectionManager:
         try:
             ends: list[asyncio.Future[Any]] = [follow, listen, subscriber.over]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            self._subscribers.pop(subscriber, None)  # who stands in the door is told nothing more
-            await self.pass_door()
+            if not subscriber.over.done():  # it left by itself; who is sent away goes at once
+                self._subscribers.pop(subscriber, None)
+                await self.pass_door()
         finally:
             self._subscribers.pop(subscriber, None)
             follow.cancel()
@@ -1761,10 +1767,28 @@ class OrderBook:
             try:
                 answers.append(transaction.apply(write))
             except Problem as refusal:
+                if transaction.recalled.is_guess:  # another reason may come first
+                    raise NotNew from refusal
                 answers.append(refusal)
         if transaction.records:
-            await self._storage.commit(transaction)
+            try:
+                await self._storage.commit(transaction)
+            except Problem as problem:
+                if self._storage.shared:
+                    raise
+                return await self._from_record(writes, problem), []
         return answers, transaction.events
+
+    async def _from_record(self, writes: Sequence[Write], problem: Problem) -> list[Outcome | Exception]:
+        """What each write comes to where nothing can be saved: what is on record needs no saving."""
+        recalled, answers = await self._storage.recall(writes, surely=True), list[Any]()
+        for write in writes:
+            is_known = (write.key and write.key[:2] in recalled.keys) or write.external in recalled.externals
+            try:
+                answers.append(Transaction(recalled, clock()).apply(write) if is_known else problem)
+            except Problem as refusal:
+                answers.append(refusal)
+        return answers
 
     async def load_feed(self) -> None:
         """Let the feed begin where the database stands."""
@@ -2423,7 +2447,7 @@ class Bistro92(FastAPI):
         self.in_flight.add(transport)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
-            if path in FEEDS:
+            if path in FEEDS and scope["bistro92.credential"]:
                 await manager.pass_door()
             elif scope.get("method") == "HEAD":
                 # the server, who knows better, sends no body

@@ -685,6 +685,54 @@ def test_a_screen_that_comes_and_goes_while_a_commit_hangs(server: Server, clien
         posting.result(DEADLINE)
 
 
+@pytest.mark.sqlite
+def test_who_is_sent_away_does_not_stand_in_the_door() -> None:
+    """Whose access ends is told nothing from then on, however many are leaving, and a stranger never comes so far."""
+
+    async def scenario() -> None:
+        async with backstage() as behind:
+            wire = Wire(asyncio.Event().wait, direct=True)
+            scope: Any = {"type": "websocket", "bistro92.transport": wire.transport, "bistro92.credential": app.LOCAL}
+            subscriber = app.Subscriber(behind.manager, scope, wire.send, None)
+            serving = asyncio.create_task(behind.manager.serve(subscriber, None, nobody_leaves))
+            await eventually(lambda: subscriber.live, "the subscriber is live")
+            async with behind.manager._door:
+                behind.manager.dismiss(1008, "revoked")
+                assert await asyncio.wait_for(serving, DEADLINE) == (1008, "revoked")
+
+        answered: list[Any] = []
+        stranger: Any = {
+            "type": "http", "scheme": "http", "method": "GET", "path": "/api/events", "query_string": b"",
+            "headers": [(b"host", b"bistro.example")], "client": ("192.0.2.1", 50_000),
+        }  # fmt: skip
+
+        async def send(message: Any) -> None:
+            answered.append(message)
+
+        async with app.manager._door:
+            await asyncio.wait_for(app.app(stranger, nobody_leaves, send), DEADLINE)
+        assert answered[0]["status"] == 403
+
+    asyncio.run(scenario())
+
+
+def test_a_door_that_is_open_for_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where commits never rest, subscribers come in all the same: who has waited lets those behind pass."""
+    monkeypatch.setattr(app, "DOOR_SECONDS", DEADLINE)
+
+    async def scenario() -> None:
+        async with backstage() as behind:
+            behind.manager.calm.clear()
+            crowd = [asyncio.create_task(behind.manager.pass_door()) for _ in range(5)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            behind.manager.calm.set()
+            behind.manager.calm.clear()
+            await asyncio.wait_for(asyncio.gather(*crowd), DEADLINE / 2)
+
+    asyncio.run(scenario())
+
+
 def test_a_crowd_in_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subscribers come in one a turn of the loop, in their order, and none while a commit is under way."""
     monkeypatch.setattr(app, "DOOR_SECONDS", DEADLINE)

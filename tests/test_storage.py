@@ -57,6 +57,22 @@ def test_a_database_in_memory(serve: Serve) -> None:
         assert client.orders() == []
 
 
+def test_a_database_that_is_opened_again() -> None:
+    """What was known of one that is closed says nothing about the next: in memory, it is another one."""
+
+    async def scenario() -> None:
+        storage = app.Storage("sqlite://")
+        epochs = set()
+        for _ in range(2):
+            async with backstage(storage) as behind:
+                outcome = await behind.place()
+                epochs.add(behind.feed.epoch)
+                assert (outcome.order_id, behind.feed.recent[-1].cursor) == (1, f"{behind.feed.epoch}-1")
+        assert len(epochs) == 2
+
+    asyncio.run(scenario())
+
+
 def refusal(server: Server) -> str:
     """The log of a start that has to be refused: it ends by itself, not with 0, and without a traceback."""
     assert server.launch().wait(DEADLINE) != 0

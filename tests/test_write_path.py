@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -442,6 +443,62 @@ def test_a_new_order_that_is_on_record(known: str) -> None:
 
 
 @pytest.mark.sqlite
+def test_a_refusal_among_new_orders() -> None:
+    """It is for the reason that comes first, though only the database knows that: the key, before the pair."""
+
+    async def scenario() -> None:
+        async with backstage(FaultyStorage()) as behind:
+            await behind.place(an_order("First"), key="old")
+            async with behind.book.write_lock:
+                twins = [an_order("Twin", source="till", external_id="1")] * 2
+                writes = [behind.write(twins[0]), behind.write(twins[1], key="old", fingerprint="other")]
+                callers = [asyncio.create_task(behind.book.submit(write)) for write in writes]
+                await asyncio.sleep(0)
+            taken, refused = await asyncio.gather(*callers, return_exceptions=True)
+            assert isinstance(taken, app.Outcome)
+            assert isinstance(refused, app.Problem)
+            assert (taken.order_id, refused.code) == (2, "idempotency_mismatch")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_on_record_while_nothing_can_be_saved(known: bool) -> None:
+    """A retry gets its answer, as it would at any time: 503 says that nothing was stored, and that wouldn't be true."""
+
+    async def scenario() -> None:
+        storage = FaultyStorage()
+        async with backstage(storage) as behind:
+            first = await behind.place(an_order("First", source="till", external_id="1"), key="old")
+            if not known:
+                await behind.book.submit(
+                    app.Write(partial(app.cancel, reason=None), asyncio.get_running_loop().create_future(), order_id=1)
+                )
+                storage._ledger = None
+            storage.before_commit = failing(app.Problem("storage_unavailable", "The disk is full."))
+            async with behind.book.write_lock:
+                writes = [
+                    behind.write(an_order("Second"), key="new"),
+                    behind.write(an_order("First"), key="old"),
+                    behind.write(an_order("Second"), key="new"),
+                    behind.write(an_order("Other"), key="old", fingerprint="other"),
+                    behind.write(an_order("Twin", source="till", external_id="1")),
+                ]
+                callers = [asyncio.create_task(behind.book.submit(write)) for write in writes]
+                await asyncio.sleep(0)
+            answers = await asyncio.gather(*callers, return_exceptions=True)
+            assert answers[1] == first._replace(replayed=True)
+            codes = [answer.code for answer in answers if isinstance(answer, app.Problem)]
+            assert codes == [*["storage_unavailable"] * 2, "idempotency_mismatch", "duplicate_order"]
+            storage.before_commit = None
+            assert (await behind.place(an_order("Second"), key="new")).order_id == 2
+            assert [order["items"][0]["name"] for order in await behind.listed()] == ["First", "Second"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.sqlite
 def test_what_new_orders_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """No question to the database, but for the first one and after a commit that failed: then nothing is assumed."""
 
@@ -456,7 +513,7 @@ def test_what_new_orders_cost(monkeypatch: pytest.MonkeyPatch) -> None:
                 await behind.place()
             monkeypatch.undo()
             assert [(await behind.place()).order_id for _ in range(2)] == [4, 5]
-            assert storage.questions == 2
+            assert storage.questions == 3  # at first, what was on record when the commit failed, and after that
             assert [event.seq for event in behind.feed.recent] == [1, 2, 3, 4, 5]
 
     asyncio.run(scenario())
