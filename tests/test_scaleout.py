@@ -46,9 +46,8 @@ def gather(tmp_path: Path) -> Iterator[Gather]:
     """Make clusters of a test's own: `gather(size=3)`, not yet started; their database is dropped at the end."""
     made: list[Cluster] = []
 
-    def make(size: int = 2, more: str = "", **settings: object) -> Cluster:
-        """`more` is added to the URL."""
-        made.append(Cluster(tmp_path, harness.engine.url(tmp_path) + more, size, **settings))
+    def make(size: int = 2, **settings: object) -> Cluster:
+        made.append(Cluster(tmp_path, harness.engine.url(tmp_path), size, **settings))
         return made[-1]
 
     try:
@@ -390,7 +389,10 @@ def test_connections_that_are_half_open(wired: tuple[Cluster, Proxy]) -> None:
 
 def test_an_idle_transaction_that_holds_the_ledger(gather: Gather) -> None:
     """Writers get 503 in bounded time, reading goes on, and writing does as soon as it is gone."""
-    cluster = gather(more="?lock_timeout=500ms").start()
+    cluster = gather()
+    only_the_lock = "lock_timeout=500ms&statement_timeout=60s&command_timeout=60"  # other bounds would come too late
+    cluster.servers[0].settings["database_url"] = f"{cluster.url}?{only_the_lock}"
+    cluster.start()
     with closing(cluster.servers[0].client()) as client:
         client.place(an_order())
         with cluster.held():
@@ -438,10 +440,11 @@ def test_the_same_schema_on_both_databases(gather: Gather, tmp_path: Path) -> No
     asyncio.run(make())
     columns = "SELECT column_name FROM information_schema.columns WHERE table_name = $1 ORDER BY ordinal_position"
     with closing(sqlite3.connect(tmp_path / "orders.db")) as database:
-        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        for (table,) in tables:
-            if table.startswith("sqlite_"):
-                continue
+        found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = {table for (table,) in found if not table.startswith("sqlite_")}
+        others = {table for (table,) in cluster.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
+        assert others - {"schema_version"} == tables
+        for table in tables:
             ours = database.execute("SELECT name FROM pragma_table_xinfo(?)", (table,)).fetchall()
             theirs = cluster.sql(columns, table)
             assert [name for name in theirs if name not in {("rowid",), ("began",)}] == ours, table
