@@ -146,6 +146,7 @@ COOKIE_SECONDS: Final = 400 * 86_400  # as long as browsers keep one; a screen t
 MAX_LOGIN_DELAY: Final = 5.0  # after failures: slow for who guesses, never a lock-out
 REACH_SECONDS: Final = 2.0  # for a process to hear of what another one has told a client
 DOOR_SECONDS: Final = 0.005  # for a commit to be answered, before subscribers come in or go; then they do as long
+LINE_SECONDS: Final = 3.0  # in the door; who has stood there longer waits for no commit any more
 FIRE_PERIOD: Final = 0.5
 REVOKE_PERIOD: Final = 0.5
 ASK_PERIOD: Final = 0.1  # between two questions to the database about tokens that a process doesn't know
@@ -1516,11 +1517,13 @@ class ConnectionManager:
         """Come in or go, one subscriber a turn of the loop, however many crowd in the door, and not during a commit.
 
         A loop that never rests keeps the interpreter from SQLite's thread, which wakes too late to catch it. But where
-        commits never rest, the door is open for half of the time.
+        commits never rest, the door is open for half of the time, and nobody is kept until they give up and come again.
         """
+        arrived = time.monotonic()
         async with self._door:
             await asyncio.sleep(0)
-            if not self.calm.is_set() and time.monotonic() - self._opened > DOOR_SECONDS:
+            now = time.monotonic()
+            if not self.calm.is_set() and now - self._opened > DOOR_SECONDS and now - arrived < LINE_SECONDS:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(DOOR_SECONDS):
                         await self.calm.wait()

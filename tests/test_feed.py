@@ -733,6 +733,19 @@ def test_a_door_that_is_open_for_half_of_the_time(monkeypatch: pytest.MonkeyPatc
     asyncio.run(scenario())
 
 
+def test_a_crowd_that_has_stood_in_the_door_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for no commit any more: who gives up and comes again would only make the line longer."""
+    monkeypatch.setattr(app, "DOOR_SECONDS", DEADLINE)
+    monkeypatch.setattr(app, "LINE_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        async with backstage() as behind:
+            behind.manager.calm.clear()
+            await asyncio.wait_for(behind.manager.pass_door(), DEADLINE / 2)
+
+    asyncio.run(scenario())
+
+
 def test_a_crowd_in_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subscribers come in one a turn of the loop, in their order, and none while a commit is under way."""
     monkeypatch.setattr(app, "DOOR_SECONDS", DEADLINE)
