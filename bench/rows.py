@@ -431,7 +431,7 @@ def reconnect_storm(options: Options) -> Row:
         time.sleep(0.2)
         begin, end = screens.ask(command)
         name = f"{server.side}, {SITUATIONS[command]}"
-        row.side(f"{name}: all are back after", end - begin, "s")
+        row.side(f"{name}: back after", end - begin, "s")
         row.busy(name, (server.cpu() - busy) / (time.monotonic() - started))
         row.busy(f"displays of {name}", (screens.cpu() - seen) / (time.monotonic() - started), generator=True)
         taken = [taken for due, taken in poster.answer() if begin <= due <= end]
