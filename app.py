@@ -1146,6 +1146,8 @@ class Storage:
             await self.write(f"INSERT INTO batch VALUES {rows}", (*moved, *records))
             self._ledger = ledger
         except sqlite3.IntegrityError as error:
+            if not transaction.recalled.is_guess:
+                raise
             raise NotNew from error
         except Problem as problem:
             # A sync that failed leaves all of it in the WAL, where a restart would find it: it is written over.
@@ -2570,7 +2572,7 @@ async def lifespan(app: Bistro92) -> AsyncIterator[None]:
     on_stop(app)
     gc.collect()
     gc.freeze()  # what is here stays, so no collection need look at it;
-    gc.set_threshold(5_000, 1, 50_000)  # what follows is freed by its counts: full collections only cost latency
+    gc.set_threshold(5_000, 1, 50_000)  # what follows is freed by its counts: collections are to be small, or rare
     SUBSCRIBERS.set_function(lambda: len(manager))
     QUEUE_BYTES.set_function(manager.most_waiting)
     WAL_BYTES.set_function(storage.wal_bytes)

@@ -407,7 +407,7 @@ def idle_display(options: Options) -> Row:
 # 8. Everybody comes back at once
 
 
-SITUATIONS = {
+SITUATIONS: Final = {
     "nobody": "no display",
     "connected": "all connected",
     "return": "all come back",
